@@ -1,0 +1,62 @@
+# GNU make. `make help` lists the targets; DESTDIR and PREFIX are honoured by install and uninstall.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+INSTALL ?= install
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+MANDIR = $(DESTDIR)$(PREFIX)/share/man
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+
+TOOLS = spawnwork
+PAGES1 = $(wildcard man/man1/*.1)
+PAGES7 = $(wildcard man/man7/*.7)
+SCRIPTS = $(wildcard .ci/run tests/*.sh tests/apps/*.sh tests/bench/*.sh)
+
+.DEFAULT_GOAL = all
+.PHONY: all test check man install uninstall demo bench clean help cargo
+
+all: cargo ## build the programs, optimised, into target/release
+	$(CARGO) build --release $(TOOLS:%=--package %)
+
+test: cargo ## install what the tests need, build everything, run all tests
+	tests/setup.sh
+	$(CARGO) build --workspace --all-targets
+	$(CARGO) test --workspace
+
+check: cargo ## formatting, clippy, man pages and shell scripts, without one complaint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@echo 'mandoc -Tlint -Wstyle $(PAGES1) $(PAGES7)'
+	@said=$$(MANPATH=man mandoc -Tlint -Wstyle $(PAGES1) $(PAGES7) 2>&1) && [ -z "$$said" ] || { printf '%s\n' "$$said"; exit 1; }
+	shellcheck $(SCRIPTS)
+
+man: ## show the man pages as they lie here
+	@for page in $(PAGES1) $(PAGES7); do man -l "$$page" 2>/dev/null || mandoc -a "$$page" || exit; done
+
+install: ## install programs and man pages below DESTDIR and PREFIX (/usr/local)
+	@for tool in $(TOOLS); do [ -x "$(TARGET)/release/$$tool" ] || { echo "make: $(TARGET)/release/$$tool is not built: run 'make' first (as yourself, not as root)" >&2; exit 2; }; done
+	$(INSTALL) -d "$(BINDIR)" "$(MANDIR)/man1" "$(MANDIR)/man7"
+	$(INSTALL) -m 755 $(TOOLS:%="$(TARGET)/release/%") "$(BINDIR)"
+	$(INSTALL) -m 644 $(PAGES1) "$(MANDIR)/man1"
+	$(INSTALL) -m 644 $(PAGES7) "$(MANDIR)/man7"
+
+uninstall: ## remove what install put there, and nothing else
+	rm -f $(TOOLS:%="$(BINDIR)/%") $(patsubst man/%,"$(MANDIR)/%",$(PAGES1) $(PAGES7))
+
+demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 1 if a request failed
+	$(CARGO) build --release --package kit --bin demo
+	"$(TARGET)/release/demo" "$(TARGET)/release/spawnwork" tests/apps
+
+bench: all ## ours beside Node's own cluster and PM2: memory, wake-ups, respawn, requests, reloads
+	tests/setup.sh bench
+	$(CARGO) bench --package bench
+
+clean: cargo ## remove what was built
+	$(CARGO) clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | while IFS='	' read -r target meaning; do printf '%-10s %s\n' "$$target" "$$meaning"; done
+
+cargo:
+	@command -v $(CARGO) >/dev/null 2>&1 || { echo "make: cargo is missing: install Rust 1.85 or newer (https://rustup.rs, or the package rustup)" >&2; exit 2; }

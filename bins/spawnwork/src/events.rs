@@ -1,0 +1,58 @@
+//! Every event name, once. The man page's EVENTS is checked against this file.
+
+/// The master runs and starts its workers.
+pub const STARTED: &str = "started";
+/// A worker's process was made.
+pub const WORKER_STARTED: &str = "worker-started";
+/// A worker shows that it serves.
+pub const WORKER_READY: &str = "worker-ready";
+/// A worker ended.
+pub const WORKER_EXITED: &str = "worker-exited";
+/// A worker could not be started, or was not ready in time.
+pub const WORKER_FAILED: &str = "worker-failed";
+/// A slot waits before its next start.
+pub const WORKER_BACKOFF: &str = "worker-backoff";
+/// A slot is over its respawn limit.
+pub const WORKER_HELD: &str = "worker-held";
+/// A worker was asked to stop.
+pub const WORKER_STOPPING: &str = "worker-stopping";
+/// A worker did not stop in time.
+pub const WORKER_KILLED: &str = "worker-killed";
+/// Every slot of a generation serves.
+pub const GENERATION_SERVING: &str = "generation-serving";
+/// A reload began.
+pub const RELOAD_STARTED: &str = "reload-started";
+/// The first worker of the new generation serves, and is on probation.
+pub const RELOAD_CANARY: &str = "reload-canary";
+/// The new generation has taken over.
+pub const RELOAD_COMMITTED: &str = "reload-committed";
+/// The new generation failed; the old one goes on.
+pub const RELOAD_FAILED: &str = "reload-failed";
+/// A reload waits for the running one to finish its switch.
+pub const RELOAD_QUEUED: &str = "reload-queued";
+/// A newer reload takes the place of the running one.
+pub const RELOAD_SUPERSEDED: &str = "reload-superseded";
+/// A reload was not begun at all.
+pub const RELOAD_REFUSED: &str = "reload-refused";
+/// A socket was bound.
+pub const SOCKET_BOUND: &str = "socket-bound";
+/// A socket was closed, because nobody serves it any more.
+pub const SOCKET_DROPPED: &str = "socket-dropped";
+/// A worker had shut a shared listener down; it listens again.
+pub const SOCKET_RELISTENED: &str = "socket-relistened";
+/// net.core.somaxconn cuts the backlog.
+pub const BACKLOG_CUT: &str = "backlog-cut";
+/// A worker's channel was closed because of what came through it.
+pub const CHANNEL_CLOSED: &str = "channel-closed";
+/// A worker asked for a socket that it cannot have.
+pub const BIND_REFUSED: &str = "bind-refused";
+/// Lines could not be passed on.
+pub const LINES_LOST: &str = "lines-lost";
+/// A signal asked us to stop.
+pub const STOP_REQUESTED: &str = "stop-requested";
+/// A slot's or a socket's state, asked for by USR1.
+pub const STATUS: &str = "status";
+/// The number of workers was changed.
+pub const WORKERS_CHANGED: &str = "workers-changed";
+/// The master ends.
+pub const STOPPED: &str = "stopped";

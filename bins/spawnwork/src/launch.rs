@@ -1,0 +1,366 @@
+//! What a worker gets: the generation it belongs to, its environment, its descriptors.
+
+use crate::node::preload::Preload;
+use crate::node::shim;
+use crate::plan::{Node, Plan};
+use common::child;
+use common::error::{Doing, Error, Result};
+use common::sys::Image;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// What all workers of one generation have in common.
+#[derive(Debug)]
+pub struct Generation {
+    /// Its number, from 1.
+    pub number: u32,
+    /// The directory of `--chdir`, held open: a later start of this generation runs in the release it
+    /// began with, wherever the link points by then.
+    directory: Option<(OwnedFd, PathBuf)>,
+    /// `--env-file`, as it was.
+    environment: Vec<(OsString, OsString)>,
+}
+
+impl Generation {
+    /// Resolves what a generation resolves anew.
+    ///
+    /// # Errors
+    /// The directory or the file cannot be had.
+    pub fn new(number: u32, plan: &Plan) -> Result<Generation> {
+        let directory = match &plan.chdir {
+            None => None,
+            Some(path) => {
+                let doing = format!("change to {}", path.display());
+                let resolved = std::fs::canonicalize(path).doing(&doing)?;
+                let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+                let fd = nix::fcntl::open(&resolved, flags, Mode::empty()).doing(&doing)?;
+                Some((fd, resolved))
+            }
+        };
+        let environment = match &plan.env_file {
+            None => Vec::new(),
+            Some(path) => {
+                let text = std::fs::read(path).doing(&format!("read {}", path.display()))?;
+                parse_env_file(&text).map_err(|line| {
+                    Error::new(
+                        &format!("read {}", path.display()),
+                        format!("line {line} is not NAME=value"),
+                    )
+                })?
+            }
+        };
+        Ok(Generation {
+            number,
+            directory,
+            environment,
+        })
+    }
+
+    /// Where its workers run, if that was said.
+    #[must_use]
+    pub fn directory(&self) -> Option<&PathBuf> {
+        self.directory.as_ref().map(|(_, path)| path)
+    }
+}
+
+/// `NAME=value` lines; blank ones and `#` comments are passed over; quotes around a value go.
+fn parse_env_file(text: &[u8]) -> std::result::Result<Vec<(OsString, OsString)>, usize> {
+    let mut list = Vec::new();
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        let line = line.trim_ascii();
+        let line = line
+            .strip_prefix(b"export ")
+            .unwrap_or(line)
+            .trim_ascii_start();
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let equals = line
+            .iter()
+            .position(|byte| *byte == b'=')
+            .ok_or(number + 1)?;
+        let (name, value) = (&line[..equals], &line[equals + 1..]);
+        if name.is_empty() || name.contains(&b' ') || line.contains(&0) {
+            return Err(number + 1);
+        }
+        let value = match value {
+            [first @ (b'"' | b'\''), inner @ .., last] if first == last => inner,
+            value => value,
+        };
+        list.push((
+            OsString::from_vec(name.to_vec()),
+            OsString::from_vec(value.to_vec()),
+        ));
+    }
+    Ok(list)
+}
+
+/// Which worker is to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    /// Never reused; what node calls the worker's id.
+    pub id: u64,
+    /// `WORKER_ID`
+    pub slot: usize,
+    /// How many workers there are.
+    pub workers: usize,
+    /// Its generation.
+    pub generation: &'a Generation,
+    /// How the last worker of the slot ended.
+    pub last_exit: Option<&'a str>,
+}
+
+/// Descriptors and names that the master prepared.
+#[derive(Debug, Default)]
+pub struct Given<'a> {
+    /// stdin, stdout, stderr.
+    pub standard: [RawFd; 3],
+    /// The sockets, from descriptor 3 on.
+    pub sockets: Vec<RawFd>,
+    /// Their names.
+    pub names: Vec<&'a str>,
+    /// Read ends of its own output, so that its writes do not fail if we die.
+    pub readers: Vec<RawFd>,
+    /// Node's channel.
+    pub channel: Option<RawFd>,
+    /// (number, descriptor) for `--ready fd:N`.
+    pub ready: Option<(RawFd, RawFd)>,
+    /// `NOTIFY_SOCKET`
+    pub notify: Option<String>,
+    /// `SPAWNWORK_SHIM`
+    pub rendezvous: Option<String>,
+    /// The drain module.
+    pub preload: Option<String>,
+}
+
+/// The environment that is nobody's business but ours, or that the worker gets from us.
+const OURS: [&str; 11] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "FDSTORE",
+    "NODE_CHANNEL_FD",
+    "NODE_CHANNEL_SERIALIZATION_MODE",
+    "NODE_UNIQUE_ID",
+    "WORKER_ID",
+];
+
+/// Puts everything together for the one function that starts processes.
+///
+/// # Errors
+/// An argument or variable holds a NUL byte.
+pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
+    let environment = environment(plan, who, given)?;
+    let path = environment.get(OsStr::new("PATH")).cloned();
+    let program = plan
+        .command
+        .first()
+        .map_or(OsStr::new(""), OsString::as_os_str);
+    let text = |bytes: &[u8]| {
+        CString::new(bytes).map_err(|_| Error::usage("an argument holds a NUL byte"))
+    };
+    let mut descriptors: Vec<(RawFd, RawFd)> = given
+        .standard
+        .iter()
+        .enumerate()
+        .map(|(number, fd)| (*fd, number as RawFd))
+        .collect();
+    let mut next = common::fds::FIRST;
+    for fd in &given.sockets {
+        descriptors.push((*fd, next));
+        next += 1;
+    }
+    if let Some((number, fd)) = given.ready {
+        descriptors.push((fd, number));
+    }
+    for fd in given.channel.iter().chain(&given.readers) {
+        if given.ready.is_some_and(|(number, _)| number == next) {
+            next += 1;
+        }
+        descriptors.push((*fd, next));
+        next += 1;
+    }
+    Ok(Image {
+        candidates: child::candidates(program, path.as_deref()),
+        arguments: plan
+            .command
+            .iter()
+            .map(|word| text(word.as_bytes()))
+            .collect::<Result<_>>()?,
+        environment: environment
+            .into_iter()
+            .map(|(name, value)| {
+                let mut pair = name.into_vec();
+                pair.push(b'=');
+                pair.extend_from_slice(value.as_bytes());
+                text(&pair)
+            })
+            .collect::<Result<_>>()?,
+        listen_pid: !given.sockets.is_empty(),
+        descriptors,
+        directory: who
+            .generation
+            .directory
+            .as_ref()
+            .map(|(fd, _)| fd.as_raw_fd()),
+        nofile: Some(plan.nofile),
+        identity: plan
+            .user
+            .as_ref()
+            .map(|user| (user.uid, user.gid, user.groups.clone())),
+        own_group: true,
+        // A node worker learns of our end by its channel, and drains; others by this.
+        death_signal: (plan.node == Node::No).then_some(15),
+    })
+}
+
+fn environment(
+    plan: &Plan,
+    who: Who<'_>,
+    given: &Given<'_>,
+) -> Result<BTreeMap<OsString, OsString>> {
+    let mut all: BTreeMap<OsString, OsString> = std::env::vars_os()
+        .filter(|(name, _)| {
+            !OURS.iter().any(|ours| name == ours) && !name.as_bytes().starts_with(b"SPAWNWORK_")
+        })
+        .collect();
+    let mut set = |name: &str, value: OsString| {
+        all.insert(name.into(), value);
+    };
+    if let Some(user) = &plan.user {
+        set("HOME", user.home.clone().into());
+        set("USER", user.name.clone().into());
+        set("LOGNAME", user.name.clone().into());
+        set("SHELL", user.shell.clone().into());
+    }
+    if let Some(path) = who.generation.directory() {
+        set("PWD", path.clone().into());
+    }
+    for (name, value) in &who.generation.environment {
+        all.insert(name.clone(), value.clone());
+    }
+    for (name, value) in &plan.env {
+        all.insert(name.into(), expand(value, who).into());
+    }
+    let mut set = |name: &str, value: String| {
+        all.insert(name.into(), value.into());
+    };
+    set("WORKER_ID", who.slot.to_string());
+    set("SPAWNWORK_WORKERS", who.workers.to_string());
+    set("SPAWNWORK_GENERATION", who.generation.number.to_string());
+    set("SPAWNWORK_PID", std::process::id().to_string());
+    if let Some(last) = who.last_exit {
+        set("SPAWNWORK_LAST_EXIT", last.to_owned());
+    }
+    if !given.sockets.is_empty() {
+        set("LISTEN_FDS", given.sockets.len().to_string());
+        set("LISTEN_FDNAMES", given.names.join(":"));
+    }
+    if let Some(notify) = &given.notify {
+        set("NOTIFY_SOCKET", notify.clone());
+    }
+    if given.channel.is_some() {
+        let fd = common::fds::FIRST as usize + given.sockets.len();
+        let fd = if given.ready.is_some_and(|(number, _)| number as usize == fd) {
+            fd + 1
+        } else {
+            fd
+        };
+        set("NODE_CHANNEL_FD", fd.to_string());
+        set("NODE_CHANNEL_SERIALIZATION_MODE", "json".to_owned());
+        set("NODE_UNIQUE_ID", who.id.to_string());
+    }
+    if let Some(rendezvous) = &given.rendezvous {
+        set(shim::VARIABLE, rendezvous.clone());
+        let own = std::env::current_exe().doing("find our own program")?;
+        set(
+            "npm_config_script_shell",
+            own.to_string_lossy().into_owned(),
+        );
+    }
+    if let Some(path) = &given.preload {
+        set(
+            "SPAWNWORK_DRAIN_MS",
+            plan.stop_timeout.as_millis().to_string(),
+        );
+        if given.rendezvous.is_some() {
+            set(shim::PRELOAD, path.clone());
+        } else {
+            let present = all
+                .get(OsStr::new("NODE_OPTIONS"))
+                .map(|options| options.to_string_lossy().into_owned());
+            all.insert(
+                "NODE_OPTIONS".into(),
+                Preload::options(path, present.as_deref()).into(),
+            );
+        }
+    }
+    Ok(all)
+}
+
+/// `%i` is the slot, `%g` the generation, `%%` a per cent sign.
+fn expand(text: &str, who: Who<'_>) -> String {
+    expand_with(text, who.slot, who.generation.number, None)
+}
+
+/// The same with `%p`, the worker's pid, where it is known.
+#[must_use]
+pub fn expand_with(text: &str, slot: usize, generation: u32, pid: Option<i32>) -> String {
+    let mut out = String::new();
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        let follows = if letter == '%' {
+            letters.peek().copied()
+        } else {
+            None
+        };
+        match (follows, pid) {
+            (Some('i'), _) => out.push_str(&slot.to_string()),
+            (Some('g'), _) => out.push_str(&generation.to_string()),
+            (Some('p'), Some(pid)) => out.push_str(&pid.to_string()),
+            (Some('%'), _) => out.push('%'),
+            _ => {
+                out.push(letter);
+                continue;
+            }
+        }
+        letters.next();
+    }
+    out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percent_letters() {
+        assert_eq!(
+            expand_with("w%i.%g/%p %% %x %", 3, 7, Some(42)),
+            "w3.7/42 % %x %"
+        );
+        assert_eq!(expand_with("%p", 3, 7, None), "%p");
+    }
+
+    #[test]
+    fn env_files() {
+        let text = b"# c\n\nA=1\nexport B=\"two words\"\n  C='x'\nD=\nE=\"open\n";
+        let list = parse_env_file(text).unwrap();
+        let list: Vec<_> = list
+            .iter()
+            .map(|(name, value)| format!("{}={}", name.to_string_lossy(), value.to_string_lossy()))
+            .collect();
+        assert_eq!(list, ["A=1", "B=two words", "C=x", "D=", "E=\"open"]);
+        assert_eq!(parse_env_file(b"A=1\nnonsense\n"), Err(2));
+        assert_eq!(parse_env_file(b"=1"), Err(1));
+    }
+}

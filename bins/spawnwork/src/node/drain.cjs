@@ -1,0 +1,106 @@
+'use strict';
+// Loaded into each worker before the app. It does nothing until the worker is told to leave; then
+// keep-alive connections are let go at the end of an answer, where node itself cuts them (from 19 on)
+// or serves them for as long as the client likes (before).
+(() => {
+  const { env } = process;
+  if (!env.NODE_UNIQUE_ID || !process.send || !require('worker_threads').isMainThread) return;
+  // The app's own children are to start as if we had never been.
+  const option = `--require=${__filename}`;
+  const options = (env.NODE_OPTIONS || '').split(' ').filter((word) => word && word !== option);
+  if (options.length) env.NODE_OPTIONS = options.join(' ');
+  else delete env.NODE_OPTIONS;
+  const deadline = Number(env.SPAWNWORK_DRAIN_MS) || 30000;
+  const idle = Math.min(2000, deadline / 2);
+  delete env.SPAWNWORK_DRAIN_MS;
+
+  let draining = false;
+
+  const later = (ms, what) => setTimeout(what, ms).unref();
+
+  // Server-side connections. There is no public list of them that node 16 has too.
+  function connections() {
+    const seen = new Set();
+    for (const handle of process._getActiveHandles()) {
+      if (handle && handle.server && typeof handle.destroy === 'function') seen.add(handle);
+    }
+    return seen;
+  }
+
+  function http2Session(socket) {
+    const symbol = Object.getOwnPropertySymbols(socket).find((s) => s.description === 'session');
+    const session = symbol && socket[symbol];
+    return session && typeof session.close === 'function' && 'goaway' in session ? session : undefined;
+  }
+
+  const isHttp = (socket) => socket.parser !== undefined || typeof socket.server.maxHeadersCount !== 'undefined';
+
+  function closeIdle() {
+    for (const socket of connections()) {
+      if (http2Session(socket) || !isHttp(socket)) continue;
+      // _httpMessage: the answer under way; bytes that came since the last one: a request under way.
+      if (socket._httpMessage) continue;
+      const parser = socket.parser;
+      if (parser && parser.incoming && !parser.incoming.complete) continue;
+      socket.destroy();
+    }
+  }
+
+  function drain() {
+    if (draining) return;
+    draining = true;
+    const http = require('http');
+    const https = require('https');
+    // Every answer from now on is the last one of its connection.
+    const { writeHead } = http.ServerResponse.prototype;
+    http.ServerResponse.prototype.writeHead = function (...args) {
+      this.shouldKeepAlive = false;
+      if (!this.headersSent && this.hasHeader('connection')) {
+        const said = String(this.getHeader('connection')).toLowerCase();
+        if (said.includes('keep-alive')) this.removeHeader('connection');
+      }
+      return writeHead.apply(this, args);
+    };
+    // close() closes idle connections at once, with requests perhaps on their way to them.
+    for (const { prototype } of [http.Server, https.Server]) {
+      if (!prototype.closeIdleConnections) continue;
+      prototype.closeIdleConnections = () => {};
+    }
+    for (const socket of connections()) {
+      const session = http2Session(socket);
+      if (session) session.close();
+    }
+    later(idle, function again() {
+      closeIdle();
+      later(100, again);
+    });
+    later(Math.max(deadline - 500, deadline * 0.8), () => {
+      for (const socket of connections()) {
+        const session = http2Session(socket);
+        if (session) session.destroy();
+        socket.destroy();
+      }
+    });
+  }
+
+  process.prependListener('internalMessage', (message) => {
+    if (message && message.cmd === 'NODE_CLUSTER' && message.act === 'disconnect') drain();
+  });
+
+  process.prependListener('disconnect', () => {
+    const { worker } = require('cluster');
+    if (!draining && worker && !worker.exitedAfterDisconnect) {
+      // The master is gone. Node would cut every request in flight (process.exit in child.js); what
+      // was accepted is answered first.
+      worker.exitedAfterDisconnect = true;
+      drain();
+      for (const handle of process._getActiveHandles()) {
+        if (handle && typeof handle.close === 'function' && typeof handle.address === 'function' && handle.listening) handle.close();
+      }
+      later(deadline, () => process.exit(0));
+    }
+    // All servers are closed. An app that cleans up on TERM (closes its pools, stops its timers) is
+    // given the occasion: by itself it would never learn that it is over.
+    if (process.listenerCount('SIGTERM') > 0) process.kill(process.pid, 'SIGTERM');
+  });
+})();

@@ -1,0 +1,122 @@
+//! The workers' private NOTIFY_SOCKET (sd_notify(3)): what they say of themselves stays with us.
+
+use common::error::{Doing, Result};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, recvmsg,
+    socket,
+};
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// An abstract datagram socket: nothing on disk, gone with us.
+#[derive(Debug)]
+pub struct Notify {
+    fd: OwnedFd,
+    name: String,
+}
+
+/// One datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// Who sent it, as the kernel says.
+    pub pid: i32,
+    /// It holds `READY=1`.
+    pub ready: bool,
+}
+
+impl Notify {
+    /// Opens it under a name that nobody can know beforehand.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn open() -> Result<Notify> {
+        let name = format!(
+            "spawnwork-notify-{}-{:016x}",
+            std::process::id(),
+            common::time::random()
+        );
+        let open = || -> nix::Result<OwnedFd> {
+            let fd = socket(
+                AddressFamily::Unix,
+                SockType::Datagram,
+                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+                None,
+            )?;
+            bind(fd.as_raw_fd(), &UnixAddr::new_abstract(name.as_bytes())?)?;
+            Ok(fd)
+        };
+        let fd = open().doing("open the workers' NOTIFY_SOCKET")?;
+        common::sys::pass_credentials(fd.as_fd()).doing("open the workers' NOTIFY_SOCKET")?;
+        Ok(Notify { fd, name })
+    }
+
+    /// The variable's value: `@` stands for the NUL of an abstract name.
+    #[must_use]
+    pub fn variable(&self) -> String {
+        format!("@{}", self.name)
+    }
+
+    /// The next datagram; `None` when there is no further one.
+    #[must_use]
+    pub fn next(&self) -> Option<Said> {
+        let mut buffer = [0u8; 4096];
+        loop {
+            let mut space = nix::cmsg_space!(nix::sys::socket::UnixCredentials, [i32; 16]);
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let received = recvmsg::<()>(
+                self.fd.as_raw_fd(),
+                &mut slices,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            );
+            let (count, pid) = match received {
+                Ok(received) => {
+                    let mut pid = 0;
+                    for control in received.cmsgs().into_iter().flatten() {
+                        match control {
+                            ControlMessageOwned::ScmCredentials(sender) => pid = sender.pid(),
+                            // FDSTORE of a worker: nothing that we keep.
+                            ControlMessageOwned::ScmRights(fds) => {
+                                fds.into_iter().for_each(|fd| drop(common::sys::adopt(fd)))
+                            }
+                            _ => {}
+                        }
+                    }
+                    (received.bytes, pid)
+                }
+                Err(nix::Error::EINTR) => continue,
+                Err(_) => return None,
+            };
+            return Some(Said {
+                pid,
+                ready: says_ready(&buffer[..count]),
+            });
+        }
+    }
+}
+
+fn says_ready(message: &[u8]) -> bool {
+    message
+        .split(|byte| *byte == b'\n')
+        .any(|line| line == b"READY=1")
+}
+
+impl AsFd for Notify {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_a_line_of_its_own() {
+        assert!(says_ready(b"READY=1"));
+        assert!(says_ready(b"STATUS=up\nREADY=1\n"));
+        for other in [&b""[..], b"READY=0", b"STATUS=READY=1", b"XREADY=1"] {
+            assert!(!says_ready(other));
+        }
+    }
+}

@@ -1,0 +1,1080 @@
+//! The workers as a whole: start, ready, death, reload, stop.
+
+use crate::cli::{Balance, OnLimit, Ready};
+use crate::events;
+use crate::launch::{self, Generation, Given, Who, expand_with};
+use crate::node::channel;
+use crate::node::sockets::HandOver;
+use crate::output::{Stream, Which};
+use crate::plan::{Node, Readiness};
+use crate::reload::{Reload, Step};
+use crate::respawn::Verdict;
+use crate::run::{Leftover, Master, Phase, Token};
+use crate::worker::{Slot, State, Wait, Worker};
+use common::child::{self, Child};
+use common::error::Result;
+use common::event::{Level, Value};
+use common::exit::{End, Exit};
+use common::lines::LastLines;
+use common::sys::{Image, Step as StartStep};
+use common::wait::Interest;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+const TERM: i32 = 15;
+const KILL: i32 = 9;
+const CONT: i32 = 18;
+
+/// A reload under way.
+#[derive(Debug)]
+pub struct Reloading {
+    /// Its steps.
+    pub steps: Reload,
+    /// What comes.
+    pub target: Rc<Generation>,
+    /// What serves until then.
+    pub old: Rc<Generation>,
+    /// When it was asked for.
+    pub since: Instant,
+    /// The way back after a failure in mid-switch.
+    pub back: bool,
+}
+
+/// A worker that has started as one of the newest counts as starting for this long: others need not
+/// wait for one that hangs.
+const STAGGER: Duration = Duration::from_secs(2);
+
+impl Master {
+    // ---- start ----
+
+    /// What workers need by now: ready ones, late ones, those that may start.
+    pub(crate) fn on_workers_time(&mut self, now: Instant) {
+        let ids: Vec<u64> = self.workers.keys().copied().collect();
+        for id in ids {
+            self.on_worker_time(id, now);
+        }
+        for index in 0..self.slots.len() {
+            if let Wait::Backoff(until) | Wait::Held(until) = self.slots[index].wait
+                && until <= now
+            {
+                self.slots[index].wait = Wait::Queued;
+                self.line.push_back(index);
+            }
+        }
+        self.advance_reload(now);
+        self.start_line(now);
+    }
+
+    fn on_worker_time(&mut self, id: u64, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        match worker.state {
+            State::Starting => {
+                if worker.shows_ready(&self.plan.ready, now) {
+                    self.on_ready(id, now);
+                } else if now >= worker.started + self.plan.ready_timeout {
+                    let hint = match self.plan.ready {
+                        Readiness::Told(Ready::Listen) if worker.spoke => {
+                            "; an app that never listens needs --ready alive:1s"
+                        }
+                        Readiness::Told(Ready::Listen) => {
+                            "; it never spoke Node's cluster protocol: is it node? (--node)"
+                        }
+                        _ => "",
+                    };
+                    let error = format!(
+                        "not ready within {}{hint}",
+                        humantime_of(self.plan.ready_timeout)
+                    );
+                    worker.cause = Some(error.clone());
+                    let fields = [
+                        ("slot", worker.slot.into()),
+                        ("generation", worker.generation.number.into()),
+                        ("error", Value::from(error)),
+                    ];
+                    self.say(Level::Error, events::WORKER_FAILED, &fields);
+                    self.kill(id, now);
+                } else if let Readiness::Told(Ready::Exec(command)) = &self.plan.ready
+                    && worker.check.0.is_none()
+                    && worker.check.1 <= now
+                {
+                    let command = command.clone();
+                    self.start_check(id, &command, now);
+                }
+            }
+            State::Serving => {}
+            State::Draining => {
+                if worker.kill_at.is_some_and(|at| at <= now) {
+                    let error = format!("not gone within {}", humantime_of(self.plan.stop_timeout));
+                    worker.cause = Some(error.clone());
+                    let fields = [
+                        ("slot", worker.slot.into()),
+                        ("pid", worker.child.pid().into()),
+                        ("error", Value::from(error)),
+                    ];
+                    self.say(Level::Warning, events::WORKER_KILLED, &fields);
+                    self.kill(id, now);
+                }
+            }
+            State::Killing => {
+                if worker.kill_at.is_some_and(|at| at <= now) {
+                    worker.child.signal_group(KILL);
+                    worker.kill_at = Some(now + Duration::from_secs(1));
+                }
+            }
+        }
+    }
+
+    fn start_check(&mut self, id: u64, command: &str, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let text = |text: String| std::ffi::CString::new(text).unwrap_or_default();
+        let mut environment: Vec<_> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                use std::os::unix::ffi::OsStringExt;
+                let mut pair = name.into_vec();
+                pair.push(b'=');
+                pair.extend(value.into_vec());
+                std::ffi::CString::new(pair).ok()
+            })
+            .collect();
+        environment.push(text(format!("PID={}", worker.child.pid())));
+        environment.push(text(format!("WORKER_ID={}", worker.slot)));
+        let image = Image {
+            candidates: vec![c"/bin/sh".to_owned()],
+            arguments: vec![c"sh".to_owned(), c"-c".to_owned(), text(command.to_owned())],
+            environment,
+            descriptors: vec![(self.null.as_raw_fd(), 0), (2, 1), (2, 2)],
+            own_group: true,
+            identity: self
+                .plan
+                .user
+                .as_ref()
+                .map(|user| (user.uid, user.gid, user.groups.clone())),
+            death_signal: Some(KILL),
+            ..Image::default()
+        };
+        match Child::start(&image) {
+            Ok(child) => worker.check = (Some(child), now),
+            Err(_) => worker.check.1 = now + Duration::from_millis(200),
+        }
+    }
+
+    fn starting_now(&self, now: Instant) -> usize {
+        self.workers
+            .values()
+            .filter(|worker| {
+                worker.state == State::Starting
+                    && now.saturating_duration_since(worker.started) < STAGGER
+            })
+            .count()
+    }
+
+    /// When the line moves without an event.
+    pub(crate) fn next_start(&self, now: Instant) -> Option<Instant> {
+        if self.starting_now(now) < self.plan.parallel.max(1) {
+            return Some(now);
+        }
+        self.workers
+            .values()
+            .filter(|worker| worker.state == State::Starting)
+            .map(|worker| worker.started + STAGGER)
+            .filter(|at| *at > now)
+            .min()
+    }
+
+    pub(crate) fn start_line(&mut self, now: Instant) {
+        while !self.line.is_empty() && self.starting_now(now) < self.plan.parallel.max(1) {
+            let Some(index) = self.line.pop_front() else {
+                return;
+            };
+            let wanted = self
+                .slots
+                .get(index)
+                .is_some_and(|slot| slot.wait == Wait::Queued && slot.current.is_none());
+            if !wanted || matches!(self.phase, Phase::Stopping(_)) {
+                continue;
+            }
+            self.slots[index].wait = Wait::Nothing;
+            let generation = Rc::clone(&self.slots[index].generation);
+            match self.start_worker(index, &generation, now) {
+                Ok(id) => self.slots[index].current = Some(id),
+                Err(error) => {
+                    self.say(
+                        Level::Error,
+                        events::WORKER_FAILED,
+                        &[
+                            ("slot", index.into()),
+                            ("generation", generation.number.into()),
+                            ("error", error.to_string().into()),
+                        ],
+                    );
+                    // fork's EAGAIN and ENOMEM, EMFILE: the others live on, this one waits.
+                    self.after_death(index, None, Duration::ZERO, now);
+                }
+            }
+        }
+    }
+
+    fn start_worker(
+        &mut self,
+        slot: usize,
+        generation: &Rc<Generation>,
+        now: Instant,
+    ) -> Result<u64> {
+        use common::error::Doing;
+        self.last_id += 1;
+        let id = self.last_id;
+        let last_exit = self
+            .slots
+            .get(slot)
+            .and_then(|slot| slot.last_end)
+            .map(|end| end.to_string());
+        let who = Who {
+            id,
+            slot,
+            workers: self.slots.len(),
+            generation,
+            last_exit: last_exit.as_deref(),
+        };
+
+        let mut kept: Vec<OwnedFd> = Vec::new();
+        let mut streams = Vec::new();
+        let mut given = Given {
+            standard: [self.null.as_raw_fd(), 1, 2],
+            ..Given::default()
+        };
+        for (number, which, piped) in [
+            (1, Which::Out, self.plan.pipe_stdout),
+            (2, Which::Err, self.plan.pipe_stderr),
+        ] {
+            if piped {
+                // The pid is known only after the fork: %p is filled in then.
+                let (stream, writer) =
+                    Stream::open(which, id).doing("make a pipe for a worker's output")?;
+                given.standard[number] = writer.as_raw_fd();
+                given.readers.push(child::raw(&stream));
+                kept.push(writer);
+                streams.push(stream);
+            }
+        }
+        for ((_, fd), name) in self.given.iter().zip(&self.given_names) {
+            given.sockets.push(fd.as_raw_fd());
+            given.names.push(name);
+        }
+        let mut ours = None;
+        if self.plan.node == Node::Direct {
+            let (channel, theirs) = channel::pair().doing("make a channel for a worker")?;
+            given.channel = Some(theirs.as_raw_fd());
+            kept.push(theirs);
+            ours = Some(channel);
+        }
+        let mut ready_fd = None;
+        if let Readiness::Told(Ready::Fd(number)) = self.plan.ready {
+            let (reader, writer) = child::output_pipe().doing("make a pipe for --ready fd:N")?;
+            given.ready = Some((number, writer.as_raw_fd()));
+            kept.push(writer);
+            ready_fd = Some(reader);
+        }
+        given.notify = self.notify.as_ref().map(crate::notify::Notify::variable);
+        given.rendezvous = self
+            .rendezvous
+            .as_ref()
+            .map(|rendezvous| rendezvous.variable(id));
+        given.preload = self
+            .preload
+            .as_ref()
+            .map(|preload| preload.path().to_string_lossy().into_owned());
+        let image = launch::image(&self.plan, who, &given)?;
+        let child = Child::start(&image).doing("start a worker")?;
+        drop(kept);
+
+        let pid = child.pid();
+        let count = streams.len();
+        for mut stream in streams {
+            stream.set_prefix(
+                expand_with(&self.plan.prefix, slot, generation.number, Some(pid)).into_bytes(),
+            );
+            let number = id * 2 + stream.which as u64;
+            self.events
+                .add(&stream, Token::Stream(number).number(), Interest::Read)?;
+            self.streams.insert(number, stream);
+        }
+        if let Some(channel) = &ours {
+            self.events
+                .add(channel, Token::Channel(id).number(), Interest::Read)?;
+        }
+        if let Some(fd) = &ready_fd {
+            self.events
+                .add(fd, Token::Ready(id).number(), Interest::Read)?;
+        }
+        self.workers.insert(
+            id,
+            Worker {
+                id,
+                slot,
+                generation: Rc::clone(generation),
+                child,
+                state: State::Starting,
+                started: now,
+                ready_at: None,
+                kill_at: None,
+                cause: None,
+                channel: ours,
+                spoke: false,
+                open_queries: 0,
+                listening_since: None,
+                disconnected: false,
+                notified: false,
+                shown: false,
+                ready_fd,
+                check: (None, now),
+                last: LastLines::new(20, 512),
+                streams: count,
+            },
+        );
+        self.say(
+            Level::Info,
+            events::WORKER_STARTED,
+            &[
+                ("slot", slot.into()),
+                ("pid", pid.into()),
+                ("generation", generation.number.into()),
+            ],
+        );
+        Ok(id)
+    }
+
+    // ---- ready ----
+
+    pub(crate) fn on_ready(&mut self, id: u64, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if worker.state != State::Starting {
+            return;
+        }
+        worker.state = State::Serving;
+        worker.ready_at = Some(now);
+        worker.ready_fd = None;
+        if let (Some(check), _) = &worker.check {
+            check.signal_group(KILL);
+        }
+        let (slot, pid, generation) = (worker.slot, worker.child.pid(), worker.generation.number);
+        let fields = [
+            ("slot", slot.into()),
+            ("pid", pid.into()),
+            ("generation", generation.into()),
+            ("took", now.saturating_duration_since(worker.started).into()),
+        ];
+        self.ever_ready = true;
+        self.say(Level::Info, events::WORKER_READY, &fields);
+        let is_next = self
+            .slots
+            .get(slot)
+            .is_some_and(|slot| slot.next == Some(id));
+        if let Phase::Reloading(reloading) = &mut self.phase
+            && is_next
+        {
+            reloading.steps.ready(slot, now);
+            let canary = !reloading.back && reloading.steps.canary() == Some(slot);
+            if canary {
+                self.say(
+                    Level::Info,
+                    events::RELOAD_CANARY,
+                    &[("slot", slot.into()), ("pid", pid.into())],
+                );
+            }
+        }
+        let all = self.slots.iter().all(|slot| {
+            slot.current
+                .and_then(|id| self.workers.get(&id))
+                .is_some_and(|worker| worker.state == State::Serving)
+        });
+        if all && matches!(self.phase, Phase::Initial) {
+            self.phase = Phase::Running;
+            self.say_serving(now, self.started);
+        }
+    }
+
+    fn say_serving(&mut self, now: Instant, since: Instant) {
+        self.served = true;
+        let fields = [
+            ("generation", self.generation.number.into()),
+            ("workers", self.slots.len().into()),
+            ("took", now.saturating_duration_since(since).into()),
+        ];
+        self.say(Level::Info, events::GENERATION_SERVING, &fields);
+    }
+
+    // ---- death ----
+
+    pub(crate) fn on_worker_end(&mut self, id: u64, now: Instant) {
+        // What it said last, before it is reported; read although more is in the pipe than one turn.
+        for number in [id * 2, id * 2 + 1] {
+            if let Some(stream) = self.streams.get_mut(&number) {
+                stream.last = true;
+            }
+            for _ in 0..8 {
+                self.on_stream(number, now);
+            }
+        }
+        self.close_channel(id);
+        let Some(mut worker) = self.workers.remove(&id) else {
+            return;
+        };
+        if let (Some(check), _) = &worker.check {
+            check.signal_group(KILL);
+        }
+        let end = worker.child.ended();
+        let uptime = now.saturating_duration_since(worker.started);
+        let slot = worker.slot;
+        let was_current = self
+            .slots
+            .get(slot)
+            .is_some_and(|one| one.current == Some(id));
+        let was_next = self.slots.get(slot).is_some_and(|one| one.next == Some(id));
+        let expected = !worker.stays();
+        if let Some(one) = self.slots.get_mut(slot) {
+            one.last_end = end;
+            if was_current {
+                one.current = None;
+            }
+            if was_next {
+                one.next = None;
+            }
+        }
+        let mut fields: Vec<(&str, Value)> = vec![
+            ("slot", slot.into()),
+            ("pid", worker.child.pid().into()),
+            ("generation", worker.generation.number.into()),
+        ];
+        match end {
+            Some(End::Exited(status)) => fields.push(("status", status.into())),
+            Some(End::Killed(signal)) => {
+                fields.push(("signal", common::signal::name(signal).into()))
+            }
+            None => {}
+        }
+        fields.push(("uptime", uptime.into()));
+        if let Some(cause) = &worker.cause {
+            fields.push(("error", cause.clone().into()));
+        }
+        let unexpected = worker.stays() || worker.cause.is_some();
+        if unexpected && let Some(text) = last_words(&worker.last) {
+            fields.push(("stderr", text.into()));
+        }
+        self.say(
+            if unexpected {
+                Level::Warning
+            } else {
+                Level::Info
+            },
+            events::WORKER_EXITED,
+            &fields,
+        );
+
+        let failure = worker.child.start_failure();
+        if let Some(failure) = failure {
+            let program = self.plan.command.first().cloned().unwrap_or_default();
+            let error = failure.describe(&program);
+            self.say(
+                Level::Error,
+                events::WORKER_FAILED,
+                &[
+                    ("slot", slot.into()),
+                    ("generation", worker.generation.number.into()),
+                    ("error", error.clone().into()),
+                ],
+            );
+            worker.cause.get_or_insert(error);
+            if !self.ever_ready && matches!(self.phase, Phase::Initial) {
+                let exit = match (failure.step, failure.errno) {
+                    (StartStep::Exec, 2 | 20) => Exit::NotFound,
+                    // E2BIG: argv or environment too large, which no other program would cure.
+                    (StartStep::Exec, 7) => Exit::Fault,
+                    (StartStep::Exec, _) => Exit::NotExecutable,
+                    _ => Exit::Fault,
+                };
+                self.stop(exit, now);
+            }
+        }
+        let zero_before_ready = end == Some(End::Exited(0)) && worker.ready_at.is_none();
+        let why = worker.cause.clone().unwrap_or_else(|| {
+            end.map_or_else(
+                || "ended".to_owned(),
+                |end| format!("ended with {end} before its time"),
+            )
+        });
+        let words = last_words(&worker.last);
+
+        if was_next && !expected || (was_next && worker.cause.is_some()) {
+            self.reload_failed(
+                &format!("worker {slot} (pid {}) {why}", worker.child.pid()),
+                words,
+                now,
+            );
+        } else if was_current
+            && (!expected || worker.cause.is_some())
+            && !matches!(self.phase, Phase::Stopping(_))
+        {
+            if !self.ever_ready
+                && zero_before_ready
+                && matches!(self.phase, Phase::Initial)
+                && self.all_left_at_once()
+            {
+                self.say(Level::Error, events::WORKER_FAILED, &[("generation", 1u32.into()), ("error", "every worker ended with status 0 before it was ready; a job that ends is not a service".into())]);
+                self.stop(Exit::No, now);
+            } else {
+                self.after_death(slot, end, uptime, now);
+                // At once, not at the next turn of the loop: this is the way back after a kill -9.
+                self.start_line(now);
+            }
+        }
+        if let Phase::Reloading(reloading) = &mut self.phase
+            && reloading.steps.emptied(slot)
+        {
+            let target = Rc::clone(&reloading.target);
+            self.start_next(slot, &target, now);
+        }
+        self.sweep(worker, now);
+        self.drop_sockets();
+    }
+
+    fn all_left_at_once(&self) -> bool {
+        self.slots
+            .iter()
+            .all(|slot| slot.current.is_none() && slot.last_end == Some(End::Exited(0)))
+    }
+
+    /// The slot's worker died: when is the next one due?
+    fn after_death(&mut self, index: usize, end: Option<End>, uptime: Duration, now: Instant) {
+        let random = common::time::random();
+        let Some(slot) = self.slots.get_mut(index) else {
+            return;
+        };
+        slot.restarts += 1;
+        let verdict = slot
+            .history
+            .died(&self.plan.respawn, end, uptime, now, random);
+        match verdict {
+            Verdict::AtOnce => {
+                slot.wait = Wait::Queued;
+                self.line.push_back(index);
+            }
+            Verdict::After(wait) => {
+                slot.wait = Wait::Backoff(now + wait);
+                self.say(
+                    Level::Info,
+                    events::WORKER_BACKOFF,
+                    &[("slot", index.into()), ("wait", wait.into())],
+                );
+            }
+            Verdict::Over(wait) => {
+                slot.wait = Wait::Held(now + wait);
+                self.say(
+                    Level::Error,
+                    events::WORKER_HELD,
+                    &[
+                        ("slot", index.into()),
+                        ("wait", wait.into()),
+                        ("error", "over its respawn limit".into()),
+                    ],
+                );
+                let nobody = self
+                    .slots
+                    .iter()
+                    .all(|slot| matches!(slot.wait, Wait::Held(_)));
+                if self.plan.on_limit == OnLimit::Exit || nobody {
+                    self.stop(Exit::No, now);
+                }
+            }
+        }
+    }
+
+    /// What the worker left behind in its group, or as orphans, gets TERM, and KILL when it is time.
+    /// The group's number is safe as long as its leader is not reaped, which comes last.
+    fn sweep(&mut self, worker: Worker, now: Instant) {
+        let known: Vec<i32> = self
+            .workers
+            .values()
+            .flat_map(|worker| {
+                [
+                    Some(worker.child.pid()),
+                    worker.check.0.as_ref().map(Child::pid),
+                ]
+            })
+            .flatten()
+            .collect();
+        let marks = [
+            format!("SPAWNWORK_PID={}", std::process::id()),
+            format!("WORKER_ID={}", worker.slot),
+            format!("SPAWNWORK_GENERATION={}", worker.generation.number),
+        ];
+        let peers = child::leftovers(worker.child.pid(), &marks, |pid| known.contains(&pid));
+        if !peers.is_empty() {
+            for peer in &peers {
+                peer.signal(TERM);
+                peer.signal(CONT);
+            }
+            self.leftovers.push(Leftover {
+                peers,
+                kill_at: now + self.plan.stop_timeout,
+            });
+        }
+        let _ = worker.child.reap();
+    }
+
+    // ---- stop ----
+
+    /// Asks a worker to go.
+    pub(crate) fn leave(&mut self, id: u64, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if !worker.stays() {
+            return;
+        }
+        let served = worker.listening_since.is_some();
+        worker.state = State::Draining;
+        worker.kill_at = Some(now + self.plan.stop_timeout);
+        let fields = [
+            ("slot", worker.slot.into()),
+            ("pid", worker.child.pid().into()),
+        ];
+        let by_channel = worker.channel.is_some() && served && self.plan.stop_signal.is_none();
+        if !by_channel {
+            worker
+                .child
+                .signal_group(self.plan.stop_signal.unwrap_or(TERM));
+        }
+        // A stopped worker could not hear it.
+        worker.child.signal_group(CONT);
+        self.say(Level::Info, events::WORKER_STOPPING, &fields);
+        if by_channel {
+            self.disconnect(id);
+        }
+    }
+
+    fn kill(&mut self, id: u64, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        worker.state = State::Killing;
+        worker.kill_at = Some(now + Duration::from_secs(1));
+        worker.child.signal_group(KILL);
+    }
+
+    pub(crate) fn kill_all(&mut self, cause: &str, now: Instant) {
+        let ids: Vec<u64> = self.workers.keys().copied().collect();
+        for id in ids {
+            if let Some(worker) = self.workers.get_mut(&id) {
+                worker.cause.get_or_insert_with(|| cause.to_owned());
+            }
+            self.kill(id, now);
+        }
+        for leftover in &mut self.leftovers {
+            leftover.kill_at = now;
+        }
+    }
+
+    pub(crate) fn stop(&mut self, exit: Exit, now: Instant) {
+        if matches!(self.phase, Phase::Stopping(_)) {
+            return;
+        }
+        self.phase = Phase::Stopping(exit);
+        self.queued_reload = false;
+        self.line.clear();
+        for slot in &mut self.slots {
+            slot.wait = Wait::Nothing;
+            slot.next = None;
+        }
+        let ids: Vec<u64> = self.workers.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.leave(id, now));
+    }
+
+    // ---- reload ----
+
+    pub(crate) fn reload(&mut self, now: Instant) {
+        match &self.phase {
+            Phase::Stopping(_) => {
+                self.say(
+                    Level::Warning,
+                    events::RELOAD_REFUSED,
+                    &[("error", "we are stopping".into())],
+                );
+                return;
+            }
+            Phase::Reloading(reloading)
+                if reloading.back || !reloading.steps.switched().is_empty() =>
+            {
+                self.queued_reload = true;
+                self.say(Level::Info, events::RELOAD_QUEUED, &[]);
+                return;
+            }
+            Phase::Reloading(_) | Phase::Initial | Phase::Running => {}
+        }
+        let target = match Generation::new(self.last_generation + 1, &self.plan) {
+            Ok(generation) => Rc::new(generation),
+            Err(error) => {
+                self.say(
+                    Level::Error,
+                    events::RELOAD_REFUSED,
+                    &[("error", error.to_string().into())],
+                );
+                return;
+            }
+        };
+        self.last_generation += 1;
+        let old = match std::mem::replace(&mut self.phase, Phase::Running) {
+            Phase::Reloading(reloading) => {
+                self.say(
+                    Level::Info,
+                    events::RELOAD_SUPERSEDED,
+                    &[("generation", reloading.target.number.into())],
+                );
+                self.drop_next(now);
+                reloading.old
+            }
+            Phase::Initial => {
+                // Nobody serves yet: the newest code is the first generation.
+                self.phase = Phase::Initial;
+                self.say(
+                    Level::Info,
+                    events::RELOAD_STARTED,
+                    &[("generation", target.number.into())],
+                );
+                let ids: Vec<u64> = self
+                    .slots
+                    .iter_mut()
+                    .filter_map(|slot| slot.current.take())
+                    .collect();
+                ids.into_iter().for_each(|id| self.leave(id, now));
+                self.line.clear();
+                for (index, slot) in self.slots.iter_mut().enumerate() {
+                    *slot = Slot::new(&target);
+                    self.line.push_back(index);
+                }
+                self.generation = target;
+                return;
+            }
+            Phase::Running | Phase::Stopping(_) => Rc::clone(&self.generation),
+        };
+        self.say(
+            Level::Info,
+            events::RELOAD_STARTED,
+            &[("generation", target.number.into())],
+        );
+        let steps = Reload::new(self.slots.len(), self.plan.rules(self.slots.len()));
+        self.phase = Phase::Reloading(Reloading {
+            steps,
+            target,
+            old,
+            since: now,
+            back: false,
+        });
+        self.advance_reload(now);
+    }
+
+    /// The workers of a generation that will not come.
+    fn drop_next(&mut self, now: Instant) {
+        let ids: Vec<u64> = self
+            .slots
+            .iter_mut()
+            .filter_map(|slot| slot.next.take())
+            .collect();
+        ids.into_iter().for_each(|id| self.leave(id, now));
+    }
+
+    fn advance_reload(&mut self, now: Instant) {
+        let Phase::Reloading(reloading) = &mut self.phase else {
+            return;
+        };
+        let steps = reloading.steps.advance(now);
+        let target = Rc::clone(&reloading.target);
+        for step in steps {
+            if !matches!(self.phase, Phase::Reloading(_)) {
+                return;
+            }
+            match step {
+                Step::Start(slot) => self.start_next(slot, &target, now),
+                Step::Empty(slot) => {
+                    let old = self.slots.get_mut(slot).and_then(|slot| {
+                        slot.wait = Wait::Nothing;
+                        slot.current.take()
+                    });
+                    match old {
+                        Some(id) => self.leave(id, now),
+                        None => {
+                            if let Phase::Reloading(reloading) = &mut self.phase
+                                && reloading.steps.emptied(slot)
+                            {
+                                self.start_next(slot, &target, now);
+                            }
+                        }
+                    }
+                }
+                Step::Switch(index) => {
+                    let Some(slot) = self.slots.get_mut(index) else {
+                        continue;
+                    };
+                    let old = std::mem::replace(&mut slot.current, slot.next.take());
+                    slot.generation = Rc::clone(&target);
+                    slot.history.clear();
+                    slot.wait = Wait::Nothing;
+                    if let Some(old) = old {
+                        self.leave(old, now);
+                    }
+                }
+                Step::Commit => self.commit(now),
+            }
+        }
+    }
+
+    fn start_next(&mut self, slot: usize, target: &Rc<Generation>, now: Instant) {
+        match self.start_worker(slot, target, now) {
+            Ok(id) => {
+                if let Some(slot) = self.slots.get_mut(slot) {
+                    slot.next = Some(id);
+                }
+            }
+            Err(error) => self.reload_failed(&error.to_string(), None, now),
+        }
+    }
+
+    fn commit(&mut self, now: Instant) {
+        let Phase::Reloading(reloading) = std::mem::replace(&mut self.phase, Phase::Running) else {
+            return;
+        };
+        self.generation = Rc::clone(&reloading.target);
+        if !reloading.back {
+            self.frozen = None;
+            let fields = [
+                ("generation", reloading.target.number.into()),
+                ("workers", self.slots.len().into()),
+                (
+                    "took",
+                    now.saturating_duration_since(reloading.since).into(),
+                ),
+            ];
+            self.say(Level::Info, events::RELOAD_COMMITTED, &fields);
+        }
+        self.say_serving(now, reloading.since);
+        // A slot that was in its backoff has a worker now, or is to get one of the new code.
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            if slot.current.is_none() && slot.wait == Wait::Nothing {
+                slot.wait = Wait::Queued;
+                self.line.push_back(index);
+            }
+        }
+        self.drop_sockets();
+        if std::mem::take(&mut self.queued_reload) {
+            self.reload(now);
+        }
+    }
+
+    /// Any failure before the switch: the new go, the old stay, and everybody may know.
+    fn reload_failed(&mut self, why: &str, words: Option<String>, now: Instant) {
+        let Phase::Reloading(reloading) = std::mem::replace(&mut self.phase, Phase::Running) else {
+            return;
+        };
+        self.drop_next(now);
+        self.frozen = Some(reloading.target.number);
+        let mut fields = vec![
+            ("generation", reloading.target.number.into()),
+            (
+                "error",
+                Value::from(format!(
+                    "{why}; generation {} goes on",
+                    reloading.old.number
+                )),
+            ),
+        ];
+        if let Some(words) = words {
+            fields.push(("stderr", words.into()));
+        }
+        self.say(Level::Error, events::RELOAD_FAILED, &fields);
+        let switched = reloading.steps.switched();
+        if !switched.is_empty() && !reloading.back {
+            let rules = self.plan.rules(self.slots.len());
+            // An emptied slot has nobody: start there, and beside the others.
+            let rules = crate::reload::Rules {
+                surge: rules.surge.max(1),
+                ..rules
+            };
+            let steps = Reload::back(self.slots.len(), &switched, rules);
+            let target = Rc::clone(&reloading.old);
+            self.phase = Phase::Reloading(Reloading {
+                steps,
+                target: Rc::clone(&target),
+                old: target,
+                since: now,
+                back: true,
+            });
+            self.advance_reload(now);
+        } else {
+            for index in 0..self.slots.len() {
+                let slot = &mut self.slots[index];
+                if slot.current.is_none() && slot.wait == Wait::Nothing {
+                    slot.wait = Wait::Queued;
+                    self.line.push_back(index);
+                }
+            }
+            if std::mem::take(&mut self.queued_reload) {
+                self.reload(now);
+            }
+        }
+        self.drop_sockets();
+    }
+
+    // ---- number of workers, status ----
+
+    pub(crate) fn add_worker(&mut self) {
+        if !matches!(self.phase, Phase::Running) || self.slots.len() >= 10_000 {
+            return;
+        }
+        self.slots.push(Slot::new(&self.generation));
+        self.line.push_back(self.slots.len() - 1);
+        self.say(
+            Level::Info,
+            events::WORKERS_CHANGED,
+            &[("workers", self.slots.len().into())],
+        );
+    }
+
+    pub(crate) fn remove_worker(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Running) || self.slots.len() <= 1 {
+            return;
+        }
+        if let Some(slot) = self.slots.pop() {
+            slot.current.into_iter().for_each(|id| self.leave(id, now));
+        }
+        self.say(
+            Level::Info,
+            events::WORKERS_CHANGED,
+            &[("workers", self.slots.len().into())],
+        );
+    }
+
+    pub(crate) fn status(&mut self, now: Instant) {
+        let mut lines: Vec<Vec<(&str, Value)>> = Vec::new();
+        let mut head: Vec<(&str, Value)> = vec![
+            ("generation", self.generation.number.into()),
+            ("workers", self.slots.len().into()),
+        ];
+        if let Some(failed) = self.frozen {
+            head.push(("frozen", failed.into()));
+        }
+        if self.lost > 0 {
+            head.push(("lost", self.lost.into()));
+        }
+        lines.push(head);
+        for (index, slot) in self.slots.iter().enumerate() {
+            let mut line: Vec<(&str, Value)> = vec![("slot", index.into())];
+            match slot.current.and_then(|id| self.workers.get(&id)) {
+                Some(worker) => {
+                    line.push(("pid", worker.child.pid().into()));
+                    line.push(("generation", worker.generation.number.into()));
+                    line.push(("state", worker.state.name().into()));
+                    line.push((
+                        "uptime",
+                        now.saturating_duration_since(worker.started).into(),
+                    ));
+                }
+                None => {
+                    let state = match slot.wait {
+                        Wait::Backoff(_) => "backoff",
+                        Wait::Held(_) => "held",
+                        Wait::Nothing | Wait::Queued => "waiting",
+                    };
+                    line.push(("state", state.into()));
+                }
+            }
+            line.push(("restarts", slot.restarts.into()));
+            lines.push(line);
+        }
+        for worker in self.workers.values() {
+            let Some(slot) = self.slots.get(worker.slot) else {
+                continue;
+            };
+            if slot.current != Some(worker.id) {
+                lines.push(vec![
+                    ("slot", worker.slot.into()),
+                    ("pid", worker.child.pid().into()),
+                    ("generation", worker.generation.number.into()),
+                    ("state", worker.state.name().into()),
+                ]);
+            }
+        }
+        for (address, _) in &self.given {
+            lines.push(vec![("address", address.to_string().into())]);
+        }
+        for (_, shared) in self.sockets.iter().filter(|(_, shared)| !shared.ours) {
+            lines.push(vec![
+                ("address", shared.name.clone().into()),
+                ("workers", shared.holders.len().into()),
+            ]);
+        }
+        for line in lines {
+            self.say(Level::Warning, events::STATUS, &line);
+        }
+    }
+
+    /// Sockets that no worker holds and none is to hold: of a generation that is gone, or of one that
+    /// never came to serve. Those whose holders died are kept for the next ones.
+    fn drop_sockets(&mut self) {
+        if !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        let serving = self.generation.number;
+        let alive = |number: u32| {
+            self.workers
+                .values()
+                .any(|worker| worker.generation.number == number)
+        };
+        let dropped = self.sockets.drop_unheld(|shared| {
+            (shared.generation < serving && !alive(shared.generation))
+                || (shared.made_by > serving && !alive(shared.made_by))
+        });
+        for (_, shared) in dropped {
+            self.events.remove(&*shared.fd);
+            self.say(
+                Level::Info,
+                events::SOCKET_DROPPED,
+                &[("address", shared.name.into())],
+            );
+        }
+    }
+
+    pub(crate) fn round_robin(&self) -> bool {
+        self.plan.balance == Balance::RoundRobin
+    }
+
+    /// Whether a socket's connections may be accepted now.
+    pub(crate) fn may_accept(hand_over: &HandOver, now: Instant) -> bool {
+        hand_over.turns.has_room(now)
+    }
+}
+
+/// The last lines of stderr in one: what an operator looks at first.
+fn last_words(last: &LastLines) -> Option<String> {
+    let lines: Vec<String> = last.lines().map(|line| line.to_string()).collect();
+    let text = lines.join(" | ");
+    if text.is_empty() {
+        return None;
+    }
+    // An event line has 4096 bytes for everything, and the end of a report tells more than its start.
+    let mut from = text.len().saturating_sub(2500);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    Some(text[from..].to_owned())
+}
+
+fn humantime_of(length: Duration) -> String {
+    common::time::say(length)
+}

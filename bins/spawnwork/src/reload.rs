@@ -1,0 +1,327 @@
+//! The steps of a rolling reload. Pure: (progress, event, now) -> what to do next.
+//!
+//! check -> canary (one worker to the end of its probation) -> fill (the rest) -> switch (the old
+//! ones drain). With a surge below the number of workers, fill and switch go slot by slot; with 0
+//! the old worker of a slot goes first.
+
+use std::time::{Duration, Instant};
+
+/// How far a slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Its old worker serves, no new one exists.
+    Old,
+    /// Surge 0: its old worker was asked to go.
+    Emptying,
+    /// Its new worker starts.
+    Starting,
+    /// Its new worker serves since then: on probation.
+    Ready(Instant),
+    /// Its new worker has lived long enough.
+    Proven,
+    /// The old worker was told to go, the new one has the slot.
+    Switched,
+}
+
+/// What the master is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Start the new worker of this slot.
+    Start(usize),
+    /// The new worker of this slot takes it; the old one drains.
+    Switch(usize),
+    /// Surge 0: the old worker of this slot goes, and is not respawned.
+    Empty(usize),
+    /// All slots are switched.
+    Commit,
+}
+
+/// What the user allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// New workers beside the old ones; 0: an old one goes first.
+    pub surge: usize,
+    /// New workers that start at once.
+    pub parallel: usize,
+    /// How long a new worker must have served.
+    pub probation: Duration,
+}
+
+/// A reload under way.
+#[derive(Clone, Debug)]
+pub struct Reload {
+    rules: Rules,
+    slots: Vec<Progress>,
+    canary: Option<usize>,
+    canary_proven: bool,
+}
+
+impl Reload {
+    /// A reload of `slots` slots that begins with a canary.
+    #[must_use]
+    pub fn new(slots: usize, rules: Rules) -> Reload {
+        Reload {
+            rules,
+            slots: vec![Progress::Old; slots],
+            canary: None,
+            canary_proven: false,
+        }
+    }
+
+    /// The way back after a failure in the middle of a slot-by-slot switch: known code, no canary;
+    /// slots that were not switched stay as they are.
+    #[must_use]
+    pub fn back(slots: usize, switched: &[usize], rules: Rules) -> Reload {
+        let slots = (0..slots)
+            .map(|slot| {
+                if switched.contains(&slot) {
+                    Progress::Old
+                } else {
+                    Progress::Switched
+                }
+            })
+            .collect();
+        Reload {
+            rules: Rules {
+                probation: Duration::ZERO,
+                ..rules
+            },
+            slots,
+            canary: None,
+            canary_proven: true,
+        }
+    }
+
+    /// What is to be done now. Each step is given once.
+    pub fn advance(&mut self, now: Instant) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for slot in &mut self.slots {
+            if let Progress::Ready(since) = *slot
+                && now.saturating_duration_since(since) >= self.rules.probation
+            {
+                *slot = Progress::Proven;
+            }
+        }
+        if let Some(canary) = self.canary
+            && matches!(
+                self.slots.get(canary),
+                Some(Progress::Proven | Progress::Switched)
+            )
+        {
+            self.canary_proven = true;
+        }
+        let all_at_once = self.rules.surge >= self.slots.len();
+        if all_at_once {
+            if self
+                .slots
+                .iter()
+                .all(|slot| matches!(slot, Progress::Proven | Progress::Switched))
+            {
+                for index in 0..self.slots.len() {
+                    self.switch(index, &mut steps);
+                }
+            }
+        } else {
+            for index in 0..self.slots.len() {
+                self.switch(index, &mut steps);
+            }
+        }
+        if self.slots.iter().all(|slot| *slot == Progress::Switched) {
+            steps.push(Step::Commit);
+            return steps;
+        }
+        let mut beside = self.count(|slot| {
+            matches!(
+                slot,
+                Progress::Starting | Progress::Ready(_) | Progress::Proven | Progress::Emptying
+            )
+        });
+        let mut starting = self.count(|slot| *slot == Progress::Starting);
+        let room = self.rules.surge.max(1);
+        for index in 0..self.slots.len() {
+            if self.slots[index] != Progress::Old
+                || beside >= room
+                || starting >= self.rules.parallel.max(1)
+            {
+                continue;
+            }
+            if !self.canary_proven && self.canary.is_some() {
+                break;
+            }
+            if !self.canary_proven {
+                self.canary = Some(index);
+            }
+            beside += 1;
+            if self.rules.surge == 0 {
+                self.slots[index] = Progress::Emptying;
+                steps.push(Step::Empty(index));
+            } else {
+                starting += 1;
+                self.slots[index] = Progress::Starting;
+                steps.push(Step::Start(index));
+            }
+        }
+        steps
+    }
+
+    fn switch(&mut self, index: usize, steps: &mut Vec<Step>) {
+        if self.slots[index] == Progress::Proven {
+            self.slots[index] = Progress::Switched;
+            steps.push(Step::Switch(index));
+        }
+    }
+
+    fn count(&self, which: impl Fn(&Progress) -> bool) -> usize {
+        self.slots.iter().filter(|slot| which(slot)).count()
+    }
+
+    /// The new worker of `slot` serves.
+    pub fn ready(&mut self, slot: usize, now: Instant) {
+        if let Some(progress @ Progress::Starting) = self.slots.get_mut(slot) {
+            *progress = Progress::Ready(now);
+        }
+    }
+
+    /// The old worker of `slot` is gone. With surge 0 the new one may start: then true.
+    #[must_use]
+    pub fn emptied(&mut self, slot: usize) -> bool {
+        if let Some(progress @ Progress::Emptying) = self.slots.get_mut(slot) {
+            *progress = Progress::Starting;
+            return true;
+        }
+        false
+    }
+
+    /// The first worker of the new generation.
+    #[must_use]
+    pub fn canary(&self) -> Option<usize> {
+        self.canary
+    }
+
+    /// The slots whose old worker has gone or was told to go.
+    #[must_use]
+    pub fn switched(&self) -> Vec<usize> {
+        (0..self.slots.len())
+            .filter(|slot| {
+                self.slots[*slot] == Progress::Switched
+                    || (self.rules.surge == 0 && self.slots[*slot] != Progress::Old)
+            })
+            .collect()
+    }
+
+    /// When [`Reload::advance`] has something to do again without an event.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.slots
+            .iter()
+            .filter_map(|slot| match slot {
+                Progress::Ready(since) => Some(*since + self.rules.probation),
+                Progress::Old
+                | Progress::Emptying
+                | Progress::Starting
+                | Progress::Proven
+                | Progress::Switched => None,
+            })
+            .min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(surge: usize, parallel: usize) -> Rules {
+        Rules {
+            surge,
+            parallel,
+            probation: Duration::from_secs(3),
+        }
+    }
+
+    #[test]
+    fn nothing_else_starts_before_the_canary_is_proven() {
+        let now = Instant::now();
+        let mut reload = Reload::new(4, rules(4, 2));
+        assert_eq!(reload.advance(now), [Step::Start(0)]);
+        assert_eq!(reload.advance(now), []);
+        reload.ready(0, now);
+        assert_eq!(reload.advance(now + Duration::from_secs(2)), []);
+        assert_eq!(reload.deadline(), Some(now + Duration::from_secs(3)));
+        let now = now + Duration::from_secs(3);
+        assert_eq!(reload.advance(now), [Step::Start(1), Step::Start(2)]);
+        reload.ready(1, now);
+        assert_eq!(reload.advance(now), [Step::Start(3)]);
+        reload.ready(2, now);
+        reload.ready(3, now);
+        // All on probation: no old worker goes.
+        assert_eq!(reload.advance(now + Duration::from_secs(2)), []);
+        let steps = reload.advance(now + Duration::from_secs(3));
+        assert_eq!(
+            steps,
+            [
+                Step::Switch(0),
+                Step::Switch(1),
+                Step::Switch(2),
+                Step::Switch(3),
+                Step::Commit
+            ]
+        );
+    }
+
+    #[test]
+    fn one_by_one() {
+        let mut now = Instant::now();
+        let mut reload = Reload::new(3, rules(1, 8));
+        assert_eq!(reload.advance(now), [Step::Start(0)]);
+        for slot in 0..3 {
+            reload.ready(slot, now);
+            now += Duration::from_secs(3);
+            let next = if slot < 2 {
+                Step::Start(slot + 1)
+            } else {
+                Step::Commit
+            };
+            assert_eq!(reload.advance(now), [Step::Switch(slot), next]);
+        }
+    }
+
+    #[test]
+    fn stop_first() {
+        let mut now = Instant::now();
+        let mut reload = Reload::new(2, rules(0, 8));
+        assert_eq!(reload.advance(now), [Step::Empty(0)]);
+        assert_eq!(reload.advance(now), []);
+        assert!(!reload.emptied(1));
+        assert!(reload.emptied(0));
+        assert!(!reload.emptied(0));
+        reload.ready(0, now);
+        assert_eq!(reload.switched(), [0]);
+        now += Duration::from_secs(3);
+        assert_eq!(reload.advance(now), [Step::Switch(0), Step::Empty(1)]);
+        assert!(reload.emptied(1));
+        reload.ready(1, now);
+        now += Duration::from_secs(3);
+        assert_eq!(reload.advance(now), [Step::Switch(1), Step::Commit]);
+    }
+
+    #[test]
+    fn the_way_back_replaces_only_what_was_switched_and_waits_for_no_probation() {
+        let now = Instant::now();
+        let mut reload = Reload::back(3, &[1], rules(1, 8));
+        assert_eq!(reload.advance(now), [Step::Start(1)]);
+        reload.ready(1, now);
+        assert_eq!(reload.advance(now), [Step::Switch(1), Step::Commit]);
+    }
+
+    #[test]
+    fn one_worker_is_replaced_start_first_too() {
+        let now = Instant::now();
+        let mut reload = Reload::new(1, rules(1, 1));
+        assert_eq!(reload.advance(now), [Step::Start(0)]);
+        reload.ready(0, now);
+        assert_eq!(
+            reload.advance(now + Duration::from_secs(3)),
+            [Step::Switch(0), Step::Commit]
+        );
+    }
+}

@@ -1,0 +1,701 @@
+//! The loop: what happened -> what follows.
+
+use crate::events;
+use crate::launch::Generation;
+use crate::node::preload::Preload;
+use crate::node::shim::Rendezvous;
+use crate::node::sockets::Sockets;
+use crate::notify::Notify;
+use crate::output::{self, Output, Readout, Stream, Which};
+use crate::plan::{Listen, Node, Plan, Readiness};
+use crate::pool::Reloading;
+use crate::worker::{Slot, State, Wait, Worker};
+use common::child::{self, Peer};
+use common::error::{Doing, Error, Result};
+use common::event::{Level, Log, Value};
+use common::exit::Exit;
+use common::file::PidFile;
+use common::signal::{Received, Sender, Signals};
+use common::socket::{self, Address};
+use common::sys;
+use common::wait::{Interest, Loop, Wake};
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// What a token of the loop stands for: a kind and a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// The signalfd.
+    Signals,
+    /// A worker's channel.
+    Channel(u64),
+    /// One of the streams.
+    Stream(u64),
+    /// A shared socket.
+    Socket(u64),
+    /// One of our outputs has room.
+    Output(Which),
+    /// The workers' NOTIFY_SOCKET.
+    Notify,
+    /// A shim of npm calls.
+    Rendezvous,
+    /// A worker's `--ready fd:N`.
+    Ready(u64),
+}
+
+impl Token {
+    /// As the loop carries it.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        let (kind, number) = match self {
+            Token::Signals => (0, 0),
+            Token::Channel(id) => (1, id),
+            Token::Stream(id) => (2, id),
+            Token::Socket(id) => (3, id),
+            Token::Output(Which::Out) => (4, 0),
+            Token::Output(Which::Err) => (4, 1),
+            Token::Notify => (5, 0),
+            Token::Rendezvous => (6, 0),
+            Token::Ready(id) => (7, id),
+        };
+        kind << 56 | number
+    }
+
+    fn from_number(number: u64) -> Option<Token> {
+        let id = number & ((1 << 56) - 1);
+        Some(match number >> 56 {
+            0 => Token::Signals,
+            1 => Token::Channel(id),
+            2 => Token::Stream(id),
+            3 => Token::Socket(id),
+            4 if id == 0 => Token::Output(Which::Out),
+            4 => Token::Output(Which::Err),
+            5 => Token::Notify,
+            6 => Token::Rendezvous,
+            7 => Token::Ready(id),
+            _ => return None,
+        })
+    }
+}
+
+/// What the pool as a whole is doing.
+#[derive(Debug)]
+pub enum Phase {
+    /// The first generation starts.
+    Initial,
+    /// It serves.
+    Running,
+    /// A new generation comes.
+    Reloading(Reloading),
+    /// Everybody goes; then we end with this status.
+    Stopping(Exit),
+}
+
+/// Processes that a worker left behind.
+#[derive(Debug)]
+pub struct Leftover {
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) kill_at: Instant,
+}
+
+/// The master.
+pub struct Master {
+    pub(crate) plan: Plan,
+    pub(crate) log: Log,
+    pub(crate) events: Loop,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) workers: BTreeMap<u64, Worker>,
+    pub(crate) last_id: u64,
+    pub(crate) generation: Rc<Generation>,
+    pub(crate) last_generation: u32,
+    pub(crate) phase: Phase,
+    pub(crate) queued_reload: bool,
+    pub(crate) frozen: Option<u32>,
+    pub(crate) line: VecDeque<usize>,
+    pub(crate) given: Vec<(Address, Rc<OwnedFd>)>,
+    pub(crate) given_names: Vec<String>,
+    own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
+    pub(crate) sockets: Sockets,
+    pub(crate) streams: BTreeMap<u64, Stream>,
+    pub(crate) outputs: [Option<Output>; 2],
+    pub(crate) one_output: bool,
+    pub(crate) outputs_waiting: [bool; 2],
+    pub(crate) notify: Option<Notify>,
+    pub(crate) rendezvous: Option<Rendezvous>,
+    pub(crate) preload: Option<Preload>,
+    pub(crate) leftovers: Vec<Leftover>,
+    pub(crate) null: OwnedFd,
+    pub(crate) started: Instant,
+    pub(crate) ever_ready: bool,
+    pub(crate) served: bool,
+    pub(crate) lost: u64,
+}
+
+/// Binds, starts, and stays until it is told to stop.
+///
+/// # Errors
+/// What was asked for cannot be had on this machine.
+pub fn run(mut plan: Plan) -> Result<Exit> {
+    common::fds::ensure_standard()?;
+    let signals = Signals::block()?;
+    let log = Log::new("spawnwork", plan.format, plan.level);
+    let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let generation = Rc::new(Generation::new(1, &plan)?);
+    let listen = std::mem::take(&mut plan.listen);
+    let mut master = Master {
+        log,
+        events: Loop::new()?,
+        slots: (0..plan.workers).map(|_| Slot::new(&generation)).collect(),
+        workers: BTreeMap::new(),
+        last_id: 0,
+        generation,
+        last_generation: 1,
+        phase: Phase::Initial,
+        queued_reload: false,
+        frozen: None,
+        line: (0..plan.workers).collect(),
+        given: Vec::new(),
+        given_names: Vec::new(),
+        own_paths: Vec::new(),
+        sockets: Sockets::default(),
+        streams: BTreeMap::new(),
+        outputs: [None, None],
+        one_output: output::same(sys::standard(1), sys::standard(2)),
+        outputs_waiting: [false; 2],
+        notify: None,
+        rendezvous: None,
+        preload: None,
+        leftovers: Vec::new(),
+        null: std::fs::OpenOptions::new()
+            .read(true)
+            .open("/dev/null")
+            .doing("open /dev/null")?
+            .into(),
+        started: Instant::now(),
+        ever_ready: false,
+        served: false,
+        lost: 0,
+        plan,
+    };
+    master.outputs[1] = Some(Output::open(2));
+    if master.plan.pipe_stdout && !master.one_output {
+        master.outputs[0] = Some(Output::open(1));
+    }
+    for one in listen {
+        master.listen(one)?;
+    }
+    master.prepare()?;
+    master
+        .events
+        .add(&signals, Token::Signals.number(), Interest::Read)?;
+    // Orphans of our workers come to us, and can be found; PID 1 gets them anyway.
+    let _ = sys::become_subreaper();
+    master.say(
+        Level::Info,
+        events::STARTED,
+        &[
+            ("workers", master.plan.workers.into()),
+            ("generation", 1u32.into()),
+        ],
+    );
+    let result = master.serve(&signals);
+    master.end(result.as_ref().ok().copied());
+    drop(pid_file);
+    result
+}
+
+impl Master {
+    fn listen(&mut self, one: Listen) -> Result<()> {
+        let (name, address, fd) = match one {
+            Listen::Bind(name, address) => {
+                let fd = socket::listen(&address, self.plan.rights, self.plan.backlog).map_err(
+                    |why| {
+                        let mut text = common::error::describe(&why);
+                        if why.kind() == std::io::ErrorKind::AddrInUse
+                            && let Some((pid, command)) = socket::holder_of(&address)
+                        {
+                            text = format!("{text} (held by pid {pid}, {command})");
+                        }
+                        Error::new(&format!("bind {address}"), text)
+                    },
+                )?;
+                let real = match (&address, socket::local_addr(&fd)) {
+                    (Address::Tcp { host, port: 0 }, Ok(socket::LocalAddr::Inet(bound))) => {
+                        Address::Tcp {
+                            host: host.clone(),
+                            port: bound.port(),
+                        }
+                    }
+                    _ => address,
+                };
+                if let Address::Unix(path) = &real
+                    && let Ok(made) = common::file::identity(path)
+                {
+                    self.own_paths.push((path.clone(), made));
+                }
+                self.warn_of_somaxconn(&real.to_string());
+                (name, real, fd)
+            }
+            Listen::Take(name, inherited) => {
+                let address = match socket::local_addr(&inherited.fd) {
+                    Ok(socket::LocalAddr::Inet(bound)) if bound.ip().is_unspecified() => {
+                        Address::Tcp {
+                            host: None,
+                            port: bound.port(),
+                        }
+                    }
+                    Ok(socket::LocalAddr::Inet(bound)) => Address::Tcp {
+                        host: Some(bound.ip().to_string()),
+                        port: bound.port(),
+                    },
+                    Ok(socket::LocalAddr::Unix(path)) => Address::Unix(path),
+                    Err(why) => {
+                        return Err(Error::new(
+                            &format!("use descriptor {}", inherited.number),
+                            common::error::describe(&why),
+                        ));
+                    }
+                };
+                (name, address, inherited.fd)
+            }
+        };
+        self.say(
+            Level::Info,
+            events::SOCKET_BOUND,
+            &[("address", address.to_string().into())],
+        );
+        self.given.push((address, Rc::new(fd)));
+        self.given_names.push(name);
+        Ok(())
+    }
+
+    pub(crate) fn warn_of_somaxconn(&self, address: &str) {
+        if let Some(limit) = socket::somaxconn()
+            && limit < self.plan.backlog
+        {
+            let fields = [
+                ("address", address.to_owned().into()),
+                ("backlog", self.plan.backlog.into()),
+                ("limit", limit.into()),
+                (
+                    "error",
+                    "net.core.somaxconn cuts it; raise it with sysctl, or lower --backlog".into(),
+                ),
+            ];
+            // Written to the log that exists by now, although the loop does not run yet.
+            if let Some(line) = self.log.line(Level::Warning, events::BACKLOG_CUT, &fields) {
+                let _ = nix::unistd::write(sys::standard(2), &line);
+            }
+        }
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        if matches!(
+            self.plan.ready,
+            Readiness::Found | Readiness::Told(crate::cli::Ready::Notify)
+        ) {
+            let notify = Notify::open()?;
+            self.events
+                .add(&notify, Token::Notify.number(), Interest::Read)?;
+            self.notify = Some(notify);
+        }
+        if self.plan.node == Node::Shim {
+            let rendezvous = Rendezvous::open()?;
+            self.events
+                .add(&rendezvous.fd, Token::Rendezvous.number(), Interest::Read)?;
+            self.rendezvous = Some(rendezvous);
+        }
+        if self.plan.node != Node::No && self.plan.preload {
+            self.preload = Some(Preload::write()?);
+        }
+        for which in [Which::Out, Which::Err] {
+            if let Some(fd) = self.outputs[which as usize]
+                .as_ref()
+                .and_then(Output::descriptor)
+            {
+                // /dev/null and its like cannot be waited for, and need not be.
+                let _ = self
+                    .events
+                    .add(fd, Token::Output(which).number(), Interest::Nothing);
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, signals: &Signals) -> Result<Exit> {
+        let mut wakes: Vec<Wake> = Vec::new();
+        loop {
+            let now = Instant::now();
+            self.on_time(now);
+            if let Phase::Stopping(exit) = self.phase
+                && self.workers.is_empty()
+                && self.leftovers.is_empty()
+            {
+                return Ok(exit);
+            }
+            self.drive_outputs();
+            self.events
+                .wait(self.deadline(Instant::now()), &mut wakes)?;
+            let now = Instant::now();
+            let mut signalled = false;
+            for wake in &wakes {
+                match Token::from_number(wake.token) {
+                    Some(Token::Signals) => signalled = true,
+                    Some(Token::Channel(id)) => self.on_channel(id, *wake, now),
+                    Some(Token::Stream(id)) => self.on_stream(id, now),
+                    Some(Token::Socket(id)) => self.on_socket(id, now),
+                    Some(Token::Output(_)) => {}
+                    Some(Token::Notify) => self.on_notify(),
+                    Some(Token::Rendezvous) => self.on_rendezvous(),
+                    Some(Token::Ready(id)) => self.on_ready_fd(id),
+                    None => {}
+                }
+            }
+            if signalled {
+                self.on_signals(signals, now);
+            }
+        }
+    }
+
+    /// Child ends first, then stops, then reloads: a batch has no order of its own.
+    fn on_signals(&mut self, signals: &Signals, now: Instant) {
+        const CHLD: i32 = 17;
+        let mut batch: Vec<Received> = std::iter::from_fn(|| signals.next()).collect();
+        let rank = |signal: i32| match name(signal).as_str() {
+            "CHLD" => 0,
+            "QUIT" | "TERM" | "INT" => 1,
+            _ => 2,
+        };
+        batch.sort_by_key(|received| rank(received.signal));
+        if batch.iter().any(|received| received.signal == CHLD) {
+            self.reap(now);
+        }
+        for received in batch {
+            match name(received.signal).as_str() {
+                "TERM" | "INT" => {
+                    self.say(
+                        Level::Info,
+                        events::STOP_REQUESTED,
+                        &[("signal", name(received.signal).into())],
+                    );
+                    if matches!(self.phase, Phase::Stopping(_)) {
+                        self.kill_all("a second request to stop", now);
+                    } else {
+                        self.stop(Exit::Ok, now);
+                    }
+                }
+                "QUIT" => {
+                    self.say(
+                        Level::Info,
+                        events::STOP_REQUESTED,
+                        &[("signal", "QUIT".into())],
+                    );
+                    if !matches!(self.phase, Phase::Stopping(_)) {
+                        self.stop(Exit::Ok, now);
+                    }
+                    self.kill_all("QUIT", now);
+                }
+                "USR2" => self.reload(now),
+                "HUP" if !signals.hup_ignored() => self.reload(now),
+                "USR1" => self.status(now),
+                "TTIN" if matches!(received.sender, Sender::Process(_)) => self.add_worker(),
+                "TTOU" if matches!(received.sender, Sender::Process(_)) => self.remove_worker(now),
+                // Everything else, SIGCHLD and SIGWINCH among it, ends nobody.
+                _ => {}
+            }
+        }
+    }
+
+    /// What is due.
+    fn on_time(&mut self, now: Instant) {
+        let due: Vec<u64> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.pause.is_some_and(|until| until <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            if let Some(stream) = self.streams.get_mut(&id) {
+                stream.pause = None;
+            }
+            self.on_stream(id, now);
+        }
+        self.on_workers_time(now);
+        self.hand_over_all(now);
+        for leftover in &mut self.leftovers {
+            if leftover.kill_at <= now {
+                leftover.peers.iter().for_each(|peer| peer.signal(9));
+                leftover.kill_at = now + Duration::from_secs(1);
+            }
+            leftover.peers.retain(Peer::alive);
+        }
+        self.leftovers.retain(|leftover| !leftover.peers.is_empty());
+    }
+
+    /// When something is due next.
+    fn deadline(&self, now: Instant) -> Option<Instant> {
+        let streams = self.streams.values().filter_map(|stream| stream.pause);
+        let workers = self
+            .workers
+            .values()
+            .filter_map(|worker| self.worker_deadline(worker, now));
+        let slots = self.slots.iter().filter_map(|slot| match slot.wait {
+            Wait::Backoff(until) | Wait::Held(until) => Some(until),
+            Wait::Nothing | Wait::Queued => None,
+        });
+        let sockets = self
+            .sockets
+            .iter()
+            .filter_map(|(_, shared)| shared.deadline());
+        let leftovers = self.leftovers.iter().map(|leftover| leftover.kill_at);
+        let reload = match &self.phase {
+            Phase::Reloading(reloading) => reloading.steps.deadline(),
+            Phase::Initial | Phase::Running | Phase::Stopping(_) => None,
+        };
+        let line = if self.line.is_empty() {
+            None
+        } else {
+            self.next_start(now)
+        };
+        // Pids of strangers give no event: looked at while there are any.
+        let strangers = (!self.leftovers.is_empty()).then(|| now + Duration::from_millis(50));
+        streams
+            .chain(workers)
+            .chain(slots)
+            .chain(sockets)
+            .chain(leftovers)
+            .chain(reload)
+            .chain(line)
+            .chain(strangers)
+            .min()
+    }
+
+    fn worker_deadline(&self, worker: &Worker, now: Instant) -> Option<Instant> {
+        match worker.state {
+            State::Starting => {
+                let limit = worker.started + self.plan.ready_timeout;
+                let ready = worker.ready_from(&self.plan.ready);
+                let check = match self.plan.ready {
+                    Readiness::Told(crate::cli::Ready::Exec(_)) if worker.check.0.is_none() => {
+                        Some(worker.check.1.max(now))
+                    }
+                    _ => None,
+                };
+                [Some(limit), ready, check].into_iter().flatten().min()
+            }
+            State::Serving => None,
+            State::Draining | State::Killing => worker.kill_at,
+        }
+    }
+
+    // ---- what workers say ----
+
+    pub(crate) fn index_of(&self, which: Which) -> usize {
+        if self.one_output { 1 } else { which as usize }
+    }
+
+    /// Reads a stream until it is empty for now, or our own output is full.
+    pub(crate) fn on_stream(&mut self, id: u64, now: Instant) {
+        let mut buffer = [0u8; 64 << 10];
+        // A bounded turn: other workers, and signals, have theirs.
+        for _ in 0..16 {
+            let Some(stream) = self.streams.get_mut(&id) else {
+                return;
+            };
+            let index = if self.one_output {
+                1
+            } else {
+                stream.which as usize
+            };
+            let Some(output) = self.outputs[index].as_mut() else {
+                return;
+            };
+            if !output.has_room() {
+                break;
+            }
+            let last = match stream.which {
+                Which::Err => self
+                    .workers
+                    .get_mut(&stream.worker)
+                    .map(|worker| &mut worker.last),
+                Which::Out => None,
+            };
+            match stream.pump(&mut buffer, output, last, now) {
+                Readout::More => {}
+                Readout::Empty if stream.last => {
+                    stream.finish(output, None);
+                    self.end_stream(id);
+                    return;
+                }
+                Readout::Empty => break,
+                Readout::End => {
+                    self.end_stream(id);
+                    return;
+                }
+            }
+        }
+        self.arm(id);
+    }
+
+    fn arm(&mut self, id: u64) {
+        let Some(stream) = self.streams.get_mut(&id) else {
+            return;
+        };
+        let index = if self.one_output {
+            1
+        } else {
+            stream.which as usize
+        };
+        let room = self.outputs[index].as_ref().is_some_and(Output::has_room);
+        let interest = if room && stream.pause.is_none() {
+            Interest::Read
+        } else {
+            Interest::Nothing
+        };
+        self.events
+            .set(&*stream, Token::Stream(id).number(), interest);
+    }
+
+    fn end_stream(&mut self, id: u64) {
+        if let Some(stream) = self.streams.remove(&id) {
+            self.events.remove(&stream);
+            if let Some(worker) = self.workers.get_mut(&stream.worker) {
+                worker.streams = worker.streams.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Gives our outputs what waits for them, and lets streams go on that waited for room.
+    fn drive_outputs(&mut self) {
+        for which in [Which::Out, Which::Err] {
+            let index = which as usize;
+            let Some(output) = self.outputs[index].as_mut() else {
+                continue;
+            };
+            let had_room = output.has_room();
+            output.flush();
+            let lost = output.take_lost();
+            let room_again = !had_room && output.has_room();
+            let waits = output.wants_to_write();
+            if waits != self.outputs_waiting[index] {
+                if let Some(fd) = output.descriptor() {
+                    let interest = if waits {
+                        Interest::Write
+                    } else {
+                        Interest::Nothing
+                    };
+                    self.events.set(fd, Token::Output(which).number(), interest);
+                }
+                self.outputs_waiting[index] = waits;
+            }
+            if lost > 0 {
+                let first = self.lost == 0;
+                self.lost += lost;
+                if first {
+                    self.say(
+                        Level::Warning,
+                        events::LINES_LOST,
+                        &[
+                            ("count", lost.into()),
+                            ("error", "our reader is gone or full".into()),
+                        ],
+                    );
+                }
+            }
+            if room_again {
+                let ids: Vec<u64> = self
+                    .streams
+                    .iter()
+                    .filter(|(_, stream)| self.index_of(stream.which) == index)
+                    .map(|(id, _)| *id)
+                    .collect();
+                ids.into_iter().for_each(|id| self.arm(id));
+            }
+        }
+    }
+
+    /// An event line, in its place among the workers' lines.
+    pub(crate) fn say(&mut self, level: Level, event: &str, fields: &[(&str, Value)]) {
+        let Some(line) = self.log.line(level, event, fields) else {
+            return;
+        };
+        if let Some(output) = self.outputs[1].as_mut() {
+            output.write_or_drop(&line);
+        }
+    }
+
+    fn end(&mut self, exit: Option<Exit>) {
+        // The last words of workers, from pipes that a grandchild may hold open for ever.
+        let ids: Vec<u64> = self.streams.keys().copied().collect();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for id in ids {
+            while self.streams.contains_key(&id) && Instant::now() < deadline {
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.last = true;
+                }
+                let index = self
+                    .streams
+                    .get(&id)
+                    .map_or(1, |stream| self.index_of(stream.which));
+                if let Some(output) = self.outputs[index].as_mut()
+                    && !output.has_room()
+                {
+                    output.finish(deadline.saturating_duration_since(Instant::now()));
+                    if !output.has_room() {
+                        break;
+                    }
+                }
+                self.on_stream(id, Instant::now());
+            }
+        }
+        self.sockets.unlink_all();
+        for (path, made) in &self.own_paths {
+            if common::file::identity(path).is_ok_and(|now| now == *made) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        let status = exit.map_or(125, |exit| i64::from(exit.code()));
+        self.say(Level::Info, events::STOPPED, &[("status", status.into())]);
+        for output in self.outputs.iter_mut().flatten() {
+            output.finish(
+                deadline
+                    .saturating_duration_since(Instant::now())
+                    .max(Duration::from_millis(100)),
+            );
+        }
+    }
+
+    /// Every child that has ended.
+    fn reap(&mut self, now: Instant) {
+        while let Some(pid) = child::next_ended() {
+            if let Some(id) = self
+                .workers
+                .values()
+                .find(|worker| worker.child.pid() == pid)
+                .map(|worker| worker.id)
+            {
+                self.on_worker_end(id, now);
+            } else if let Some(worker) = self.workers.values_mut().find(|worker| {
+                worker
+                    .check
+                    .0
+                    .as_ref()
+                    .is_some_and(|check| check.pid() == pid)
+            }) {
+                if let Some(check) = worker.check.0.take() {
+                    check.signal_group(9);
+                    worker.shown |= check.reap() == Some(common::exit::End::Exited(0));
+                    worker.check.1 = now + Duration::from_millis(200);
+                }
+            } else {
+                child::reap_stranger(pid);
+            }
+        }
+    }
+}
+
+fn name(signal: i32) -> String {
+    common::signal::name(signal)
+}

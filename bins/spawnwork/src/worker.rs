@@ -1,0 +1,168 @@
+//! One worker process, and when it counts as ready.
+
+use crate::cli::Ready;
+use crate::launch::Generation;
+use crate::node::channel::Channel;
+use crate::plan::Readiness;
+use common::child::Child;
+use common::exit::End;
+use common::lines::LastLines;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// starting -> serving -> draining -> killing -> gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not ready yet.
+    Starting,
+    /// Ready.
+    Serving,
+    /// Asked to stop.
+    Draining,
+    /// Killed, and not gone yet.
+    Killing,
+}
+
+impl State {
+    /// For the status.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Serving => "serving",
+            State::Draining => "draining",
+            State::Killing => "killing",
+        }
+    }
+}
+
+/// A worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// Never reused.
+    pub id: u64,
+    /// Its slot.
+    pub slot: usize,
+    /// Its generation.
+    pub generation: Rc<Generation>,
+    /// The process.
+    pub child: Child,
+    /// Where it is in its life.
+    pub state: State,
+    /// When it was forked.
+    pub started: Instant,
+    /// When it became ready.
+    pub ready_at: Option<Instant>,
+    /// Draining: when patience ends.
+    pub kill_at: Option<Instant>,
+    /// Why we ended it, if we did.
+    pub cause: Option<String>,
+    /// Node's channel.
+    pub channel: Option<Channel>,
+    /// Something came through the channel at some time.
+    pub spoke: bool,
+    /// Queries answered whose `listening` has not come.
+    pub open_queries: usize,
+    /// The last change to `open_queries` after the first `listening`.
+    pub listening_since: Option<Instant>,
+    /// `disconnect` was sent.
+    pub disconnected: bool,
+    /// It said something on NOTIFY_SOCKET.
+    pub notified: bool,
+    /// READY=1, the newline on its descriptor, or the command's success.
+    pub shown: bool,
+    /// The read end for `--ready fd:N`.
+    pub ready_fd: Option<OwnedFd>,
+    /// The running command of `--ready exec:CMD`, and when the next may start.
+    pub check: (Option<Child>, Instant),
+    /// The last lines of its stderr.
+    pub last: LastLines,
+    /// Its streams that are still read.
+    pub streams: usize,
+}
+
+/// An app may listen on several ports: it is ready when it has stopped asking for this long.
+const SETTLED: Duration = Duration::from_millis(50);
+/// Without another sign, a worker that lives so long is taken to serve.
+const ALIVE: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// It has not been told to go.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        matches!(self.state, State::Starting | State::Serving)
+    }
+
+    /// Whether it serves, by the user's sign for that. Pure but for `now`.
+    #[must_use]
+    pub fn shows_ready(&self, how: &Readiness, now: Instant) -> bool {
+        match self.ready_from(how) {
+            Some(at) => at <= now,
+            None => false,
+        }
+    }
+
+    /// From when on it counts as ready; `None` while only an event can make it so.
+    #[must_use]
+    pub fn ready_from(&self, how: &Readiness) -> Option<Instant> {
+        let shown = self.shown.then_some(self.started);
+        match how {
+            Readiness::Told(Ready::Listen) => self
+                .listening_since
+                .filter(|_| self.open_queries == 0)
+                .map(|since| since + SETTLED),
+            Readiness::Told(Ready::Notify | Ready::Fd(_) | Ready::Exec(_)) => shown,
+            Readiness::Told(Ready::Alive(length)) => Some(self.started + *length),
+            Readiness::Found => shown.or_else(|| (!self.notified).then(|| self.started + ALIVE)),
+        }
+    }
+}
+
+/// A place for a worker.
+#[derive(Debug)]
+pub struct Slot {
+    /// The worker that serves here.
+    pub current: Option<u64>,
+    /// The worker of the next generation, during a reload.
+    pub next: Option<u64>,
+    /// The generation whose workers belong here.
+    pub generation: Rc<Generation>,
+    /// Its deaths.
+    pub history: crate::respawn::History,
+    /// What it waits for.
+    pub wait: Wait,
+    /// Workers that were started here after the first.
+    pub restarts: u64,
+    /// How the last one ended.
+    pub last_end: Option<End>,
+}
+
+/// Why a slot has no worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It has one, or is to have none.
+    Nothing,
+    /// It is in the line of those that start.
+    Queued,
+    /// Until then, by the backoff.
+    Backoff(Instant),
+    /// Until then, over its limit.
+    Held(Instant),
+}
+
+impl Slot {
+    /// An empty slot of a generation.
+    #[must_use]
+    pub fn new(generation: &Rc<Generation>) -> Slot {
+        Slot {
+            current: None,
+            next: None,
+            generation: Rc::clone(generation),
+            history: crate::respawn::History::default(),
+            wait: Wait::Queued,
+            restarts: 0,
+            last_end: None,
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! The only place that starts a process, and how one is held: by a pidfd, from the first moment.
+
+use crate::exit::End;
+use crate::sys::{self, Image, Step};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use std::ffi::{CString, OsStr};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A process that we started and have not reaped yet: its pid cannot be reused while we hold it.
+#[derive(Debug)]
+pub struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+    failure: std::fs::File,
+}
+
+/// Why a program did not start although the fork succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartFailure {
+    /// The step between fork and exec.
+    pub step: Step,
+    /// Its errno.
+    pub errno: i32,
+}
+
+impl StartFailure {
+    /// As a sentence about `program`: "execute 'x': no such file or directory".
+    #[must_use]
+    pub fn describe(&self, program: &OsStr) -> String {
+        let what = match self.step {
+            Step::Group => "make a process group".to_owned(),
+            Step::Descriptors => "hand the descriptors down".to_owned(),
+            Step::Directory => "change the directory".to_owned(),
+            Step::Limit => "set RLIMIT_NOFILE".to_owned(),
+            Step::Identity => "change the user".to_owned(),
+            Step::Parent => "watch the master".to_owned(),
+            Step::Exec => format!("execute '{}'", program.to_string_lossy()),
+        };
+        let why = crate::error::describe(&io::Error::from_raw_os_error(self.errno));
+        format!("cannot {what}: {why}")
+    }
+}
+
+impl Child {
+    /// Starts `image`.
+    ///
+    /// # Errors
+    /// pipe2(2), fork(2), pidfd_open(2): EAGAIN, ENOMEM, EMFILE.
+    pub fn start(image: &Image) -> io::Result<Child> {
+        let (pid, failure) = sys::fork_exec(image)?;
+        // It is our child and not reaped: the number still means it, even if it has ended already.
+        match sys::pidfd_open(pid) {
+            Ok(pidfd) => Ok(Child {
+                pid,
+                pidfd,
+                failure: failure.into(),
+            }),
+            Err(why) => {
+                // Without a pidfd we would have to trust a number later; better none at all.
+                let _ =
+                    nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                let _ = nix::sys::wait::waitpid(Pid::from_raw(pid), None);
+                Err(why)
+            }
+        }
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Signals the process alone. An ended one is no error.
+    pub fn signal(&self, signal: i32) {
+        let _ = sys::pidfd_send_signal(self.pidfd.as_fd(), signal);
+    }
+
+    /// Signals its whole process group. Safe by number: as long as it is not reaped, the number of the
+    /// group's leader cannot be given to anybody else.
+    pub fn signal_group(&self, signal: i32) {
+        if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+            // Not yet in its own group right after the fork: then the process itself.
+            if nix::sys::signal::killpg(Pid::from_raw(self.pid), signal).is_err() {
+                self.signal(signal as i32);
+            }
+        } else {
+            self.signal(signal);
+        }
+    }
+
+    /// How it ended, without reaping it; `None` while it runs.
+    #[must_use]
+    pub fn ended(&self) -> Option<End> {
+        self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT)
+    }
+
+    /// Reaps it: from now on its number may mean another process, so it is consumed.
+    pub fn reap(self) -> Option<End> {
+        self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
+    }
+
+    /// Why the program was never executed, if so. Can be asked once.
+    #[must_use]
+    pub fn start_failure(&mut self) -> Option<StartFailure> {
+        let mut message = [0u8; 5];
+        self.failure.read_exact(&mut message).ok()?;
+        let [step, a, b, c, d] = message;
+        Some(StartFailure {
+            step: Step::from_byte(step)?,
+            errno: i32::from_ne_bytes([a, b, c, d]),
+        })
+    }
+
+    fn wait(&self, flags: WaitPidFlag) -> Option<End> {
+        loop {
+            match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
+                Ok(status) => return end_of(status),
+                Err(nix::Error::EINTR) => {}
+                // ECHILD: somebody ignores SIGCHLD for us; it is gone, nobody knows how.
+                Err(_) => return Some(End::Exited(0)),
+            }
+        }
+    }
+}
+
+impl AsFd for Child {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+fn end_of(status: WaitStatus) -> Option<End> {
+    match status {
+        WaitStatus::Exited(_, status) => Some(End::Exited(status)),
+        WaitStatus::Signaled(_, signal, _) => Some(End::Killed(signal as i32)),
+        _ => None,
+    }
+}
+
+/// The pid of a child that has ended and is not reaped yet; `None` when there is none. SIGCHLD merges:
+/// each wake asks until nothing is left, and reaps what it was told before it asks again.
+#[must_use]
+pub fn next_ended() -> Option<i32> {
+    loop {
+        match waitid(
+            Id::All,
+            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,
+        ) {
+            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
+                return Some(pid.as_raw());
+            }
+            Err(nix::Error::EINTR) => {}
+            _ => return None,
+        }
+    }
+}
+
+/// Reaps a child that nobody knows: an orphan that came to us, the subreaper or PID 1.
+pub fn reap_stranger(pid: i32) {
+    let _ = waitid(
+        Id::Pid(Pid::from_raw(pid)),
+        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
+    );
+}
+
+/// A process that we did not start ourselves, held by a pidfd.
+#[derive(Debug)]
+pub struct Peer {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Peer {
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Signals it; an ended one is no error.
+    pub fn signal(&self, signal: i32) {
+        let _ = sys::pidfd_send_signal(self.pidfd.as_fd(), signal);
+    }
+
+    /// It still exists (and is no zombie).
+    #[must_use]
+    pub fn alive(&self) -> bool {
+        sys::pidfd_send_signal(self.pidfd.as_fd(), 0).is_ok()
+            && stat(self.pid).is_some_and(|stat| stat.state != b'Z')
+    }
+}
+
+/// What /proc/PID/stat says of family (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// One letter: R, S, D, Z, T ...
+    pub state: u8,
+    /// Its parent.
+    pub parent: i32,
+    /// Its process group.
+    pub group: i32,
+}
+
+/// Reads /proc/PID/stat; `None` without /proc or when it is gone.
+#[must_use]
+pub fn stat(pid: i32) -> Option<Stat> {
+    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The command's name may hold anything, parentheses too: everything counts from the last one.
+fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let close = text.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
+    let mut words = rest.split_ascii_whitespace();
+    Some(Stat {
+        state: *words.next()?.as_bytes().first()?,
+        parent: words.next()?.parse().ok()?,
+        group: words.next()?.parse().ok()?,
+    })
+}
+
+/// What a process left behind: members of its group, and orphans that came to us, the subreaper, and
+/// whose environment holds all of `marks`. Each is held by a pidfd, and looked at again after that.
+pub fn leftovers(group: i32, marks: &[String], known: impl Fn(i32) -> bool) -> Vec<Peer> {
+    let own = std::process::id() as i32;
+    let wanted = |pid: i32| {
+        stat(pid).is_some_and(|stat| {
+            stat.state != b'Z'
+                && !known(pid)
+                && (stat.group == group || (stat.parent == own && environment_has(pid, marks)))
+        })
+    };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| *pid != own && wanted(*pid))
+        .filter_map(|pid| {
+            let pidfd = sys::pidfd_open(pid).ok()?;
+            wanted(pid).then_some(Peer { pid, pidfd })
+        })
+        .collect()
+}
+
+fn environment_has(pid: i32, marks: &[String]) -> bool {
+    let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else {
+        return false;
+    };
+    marks.iter().all(|mark| {
+        environment
+            .split(|byte| *byte == 0)
+            .any(|pair| pair == mark.as_bytes())
+    })
+}
+
+/// The process is `ancestor` or descends from it, as far as 64 generations.
+#[must_use]
+pub fn descends(mut pid: i32, ancestor: i32) -> bool {
+    for _ in 0..64 {
+        if pid == ancestor {
+            return true;
+        }
+        match stat(pid) {
+            Some(stat) if stat.parent > 1 => pid = stat.parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Where execvp(3) would look for `program`: the path itself if it holds a slash, else each directory
+/// of `path` (the child's `PATH`; an empty element is the working directory).
+#[must_use]
+pub fn candidates(program: &OsStr, path: Option<&OsStr>) -> Vec<CString> {
+    let bytes = program.as_bytes();
+    if bytes.contains(&b'/') || bytes.is_empty() {
+        return CString::new(bytes).into_iter().collect();
+    }
+    let path = path.map_or(&b"/usr/local/bin:/usr/bin:/bin"[..], OsStr::as_bytes);
+    path.split(|byte| *byte == b':')
+        .map(|directory| {
+            if directory.is_empty() {
+                &b"."[..]
+            } else {
+                directory
+            }
+        })
+        .filter_map(|directory| {
+            CString::new(
+                Path::new(OsStr::from_bytes(directory))
+                    .join(program)
+                    .into_os_string()
+                    .as_bytes(),
+            )
+            .ok()
+        })
+        .collect()
+}
+
+/// A pipe for what a child writes: both ends close-on-exec, the read end non-blocking, 1 MiB wide where
+/// the kernel grants it.
+///
+/// # Errors
+/// EMFILE.
+pub fn output_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    sys::widen_pipe(reader.as_fd(), 1 << 20);
+    Ok((reader, writer))
+}
+
+/// The raw number, for [`Image::descriptors`].
+#[must_use]
+pub fn raw(fd: impl AsFd) -> i32 {
+    fd.as_fd().as_raw_fd()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_with_parentheses_does_not_shift_the_fields() {
+        let stat =
+            parse_stat(b"12 (a) b (c) S 7 9 9 0").map(|stat| (stat.state, stat.parent, stat.group));
+        assert_eq!(stat, Some((b'S', 7, 9)));
+        assert_eq!(parse_stat(b"12 (x"), None);
+        assert_eq!(parse_stat(b""), None);
+    }
+
+    #[test]
+    fn the_path_is_searched_as_execvp_does() {
+        let found = candidates(OsStr::new("node"), Some(OsStr::new("/a::/b")));
+        let found: Vec<_> = found
+            .iter()
+            .map(|path| path.to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(found, ["/a/node", "./node", "/b/node"]);
+        assert_eq!(candidates(OsStr::new("./x"), None), [c"./x".to_owned()]);
+    }
+}

@@ -1,0 +1,26 @@
+//! What the five tools share. I need ... -> module:
+//!
+//! - a command line, a value parser, the shape of `main` -> [`cli`]
+//! - an exit status, the end of a process -> [`exit`]; an error that says what was tried -> [`error`]
+//! - an event line -> [`event`]; durations, rates, jitter -> [`time`]
+//! - signals as events, their names, a child's clean state -> [`signal`]; the loop -> [`wait`]
+//! - to start a process, to hold and signal it -> [`child`]
+//! - whole lines out of pipes -> [`lines`]
+//! - addresses, listening sockets, who holds a port -> [`socket`]; inherited descriptors -> [`fds`]
+//! - users, groups, limits -> [`privs`]; pid files, file identity -> [`file`]
+//! - the kernel, unsafely -> [`sys`], and nowhere else
+
+pub mod child;
+pub mod cli;
+pub mod error;
+pub mod event;
+pub mod exit;
+pub mod fds;
+pub mod file;
+pub mod lines;
+pub mod privs;
+pub mod signal;
+pub mod socket;
+pub mod sys;
+pub mod time;
+pub mod wait;

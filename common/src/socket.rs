@@ -1,0 +1,406 @@
+//! Addresses and listening sockets.
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname,
+    listen as listen_on, setsockopt, socket, sockopt,
+};
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where something listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A TCP port; without a host on all addresses, IPv6 and IPv4.
+    Tcp {
+        /// A name or an address without brackets.
+        host: Option<String>,
+        /// The port.
+        port: u16,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp { host: None, port } => write!(formatter, "{port}"),
+            Address::Tcp {
+                host: Some(host),
+                port,
+            } if host.contains(':') => write!(formatter, "[{host}]:{port}"),
+            Address::Tcp {
+                host: Some(host),
+                port,
+            } => write!(formatter, "{host}:{port}"),
+            Address::Unix(path) => write!(formatter, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Rights of a unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixRights {
+    /// Its mode.
+    pub mode: u32,
+    /// Its owner and group, if others than ours.
+    pub owner: Option<(u32, u32)>,
+}
+
+const FLAGS: SockFlag = SockFlag::SOCK_CLOEXEC.union(SockFlag::SOCK_NONBLOCK);
+
+fn backlog_of(backlog: i32) -> nix::Result<Backlog> {
+    // nix refuses what the kernel would cut silently.
+    Backlog::new(backlog.min(i32::from(Backlog::MAXCONN)).max(0)).or(Ok(Backlog::MAXCONN))
+}
+
+fn storage(address: SocketAddr) -> SockaddrStorage {
+    SockaddrStorage::from(address)
+}
+
+/// Binds and listens, close-on-exec and non-blocking, with SO_REUSEADDR.
+///
+/// # Errors
+/// Those of socket(2), bind(2), listen(2).
+pub fn listen_tcp(address: SocketAddr, v6only: Option<bool>, backlog: i32) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv6() {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
+    let fd = socket(family, SockType::Stream, FLAGS, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    if let Some(v6only) = v6only {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &v6only)?;
+    }
+    bind(fd.as_raw_fd(), &storage(address))?;
+    backlog_again(fd.as_fd(), backlog)?;
+    Ok(fd)
+}
+
+/// All addresses, IPv6 and IPv4 on one socket; IPv4 alone where there is no IPv6.
+///
+/// # Errors
+/// As [`listen_tcp`].
+pub fn listen_any(port: u16, backlog: i32) -> io::Result<OwnedFd> {
+    match listen_tcp(
+        SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+        Some(false),
+        backlog,
+    ) {
+        Err(why)
+            if why.raw_os_error().is_some_and(|errno| {
+                errno == libc::EAFNOSUPPORT || errno == libc::EADDRNOTAVAIL
+            }) =>
+        {
+            listen_tcp(
+                SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port),
+                None,
+                backlog,
+            )
+        }
+        result => result,
+    }
+}
+
+/// A unix socket, made under another name and renamed into place: there is no moment at which it has
+/// the wrong rights, or refuses. A stale one (nobody answers) is replaced, a live one never.
+///
+/// # Errors
+/// EADDRINUSE when somebody listens there, or the path is no socket; ENAMETOOLONG over 107 bytes.
+pub fn listen_unix(path: &Path, rights: UnixRights, backlog: i32) -> io::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt;
+    if path.as_os_str().as_bytes().len() > 107 {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        Ok(_) if somebody_answers(path) => {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
+        }
+        Ok(_) => {}
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+        Err(why) => return Err(why),
+    }
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let temporary = directory.join(format!(".{:08x}", crate::time::random() as u32));
+    let fd = socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
+    match UnixAddr::new(&temporary) {
+        Ok(address) => bind(fd.as_raw_fd(), &address)?,
+        // The temporary name is longer than a short last part: by way of the directory's descriptor.
+        Err(nix::Error::ENAMETOOLONG) => {
+            let open = std::fs::File::open(directory)?;
+            let name = temporary.file_name().unwrap_or_default();
+            let short = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd())).join(name);
+            bind(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
+        }
+        Err(why) => return Err(why.into()),
+    }
+    let made = (|| {
+        std::fs::set_permissions(&temporary, PermissionsExt::from_mode(rights.mode))?;
+        if let Some((uid, gid)) = rights.owner {
+            std::os::unix::fs::chown(&temporary, Some(uid), Some(gid))?;
+        }
+        backlog_again(fd.as_fd(), backlog)?;
+        std::fs::rename(&temporary, path)
+    })();
+    if let Err(why) = made {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(why);
+    }
+    Ok(fd)
+}
+
+/// Whether a connect finds a listener. A full backlog (EAGAIN) is one, too.
+fn somebody_answers(path: &Path) -> bool {
+    let Ok(fd) = socket(AddressFamily::Unix, SockType::Stream, FLAGS, None) else {
+        return true;
+    };
+    let Ok(address) = UnixAddr::new(path) else {
+        return false;
+    };
+    match nix::sys::socket::connect(fd.as_raw_fd(), &address) {
+        Ok(()) => true,
+        Err(why) => !matches!(why, nix::Error::ECONNREFUSED | nix::Error::ENOENT),
+    }
+}
+
+/// Listens on `address`; a name is looked up, and its first address that can be bound is taken.
+///
+/// # Errors
+/// As above, or the name is not found.
+pub fn listen(address: &Address, rights: UnixRights, backlog: i32) -> io::Result<OwnedFd> {
+    match address {
+        Address::Unix(path) => listen_unix(path, rights, backlog),
+        Address::Tcp { host: None, port } => listen_any(*port, backlog),
+        Address::Tcp {
+            host: Some(host),
+            port,
+        } => {
+            let mut last = Err(io::Error::from_raw_os_error(libc::EADDRNOTAVAIL));
+            for found in (host.as_str(), *port).to_socket_addrs()? {
+                last = listen_tcp(found, found.is_ipv6().then_some(true), backlog);
+                if last.is_ok() {
+                    break;
+                }
+            }
+            last
+        }
+    }
+}
+
+/// A bound UDP socket.
+///
+/// # Errors
+/// Those of socket(2) and bind(2).
+pub fn udp(address: SocketAddr, reuse: bool, v6only: bool) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv6() {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
+    let fd = socket(family, SockType::Datagram, FLAGS, None)?;
+    if reuse {
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    }
+    if address.is_ipv6() {
+        setsockopt(&fd, sockopt::Ipv6V6Only, &v6only)?;
+    }
+    bind(fd.as_raw_fd(), &storage(address))?;
+    Ok(fd)
+}
+
+/// listen(2) on a socket that listens already sets its backlog anew; what waits in it is kept.
+///
+/// # Errors
+/// EINVAL, EADDRINUSE.
+pub fn backlog_again(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+    Ok(listen_on(&fd, backlog_of(backlog)?)?)
+}
+
+/// net.core.somaxconn, which cuts every backlog silently (listen(2)).
+#[must_use]
+pub fn somaxconn() -> Option<i32> {
+    std::fs::read_to_string("/proc/sys/net/core/somaxconn")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Where a socket is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalAddr {
+    /// TCP or UDP.
+    Inet(SocketAddr),
+    /// Unix; empty when unnamed, `@name` when abstract.
+    Unix(PathBuf),
+}
+
+/// getsockname(2).
+///
+/// # Errors
+/// ENOTSOCK; EAFNOSUPPORT for other families.
+pub fn local_addr(fd: impl AsFd) -> io::Result<LocalAddr> {
+    let name: SockaddrStorage = getsockname(fd.as_fd().as_raw_fd())?;
+    if let Some(v4) = name.as_sockaddr_in() {
+        return Ok(LocalAddr::Inet(SocketAddr::V4((*v4).into())));
+    }
+    if let Some(v6) = name.as_sockaddr_in6() {
+        return Ok(LocalAddr::Inet(SocketAddr::V6((*v6).into())));
+    }
+    if let Some(unix) = name.as_unix_addr() {
+        let path = match (unix.path(), unix.as_abstract()) {
+            (Some(path), _) => path.to_owned(),
+            (None, Some(name)) => PathBuf::from(format!("@{}", String::from_utf8_lossy(name))),
+            (None, None) => PathBuf::new(),
+        };
+        return Ok(LocalAddr::Unix(path));
+    }
+    Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
+}
+
+/// Who listens on `address`: pid and command, as far as /proc shows it to us.
+#[must_use]
+pub fn holder_of(address: &Address) -> Option<(i32, String)> {
+    let inode = match address {
+        Address::Tcp { port, .. } => ["/proc/net/tcp", "/proc/net/tcp6"]
+            .iter()
+            .find_map(|table| listener_inode(&std::fs::read_to_string(table).ok()?, *port))?,
+        Address::Unix(path) => unix_inode(&std::fs::read_to_string("/proc/net/unix").ok()?, path)?,
+    };
+    let wanted = format!("socket:[{inode}]");
+    for entry in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        let Ok(fds) = std::fs::read_dir(entry.path().join("fd")) else {
+            continue;
+        };
+        if fds.flatten().any(|fd| {
+            std::fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str())
+        }) {
+            let command = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            return Some((pid, command.trim().to_owned()));
+        }
+    }
+    None
+}
+
+/// proc_net_tcp: local address in hex in the second column, state 0A (LISTEN), inode in the tenth.
+fn listener_inode(table: &str, port: u16) -> Option<u64> {
+    let ending = format!(":{port:04X}");
+    table.lines().skip(1).find_map(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let listens = words.get(1)?.ends_with(&ending) && *words.get(3)? == "0A";
+        if listens {
+            words.get(9)?.parse().ok()
+        } else {
+            None
+        }
+    })
+}
+
+fn unix_inode(table: &str, path: &Path) -> Option<u64> {
+    table.lines().skip(1).find_map(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        if Path::new(words.get(7)?) == path {
+            words.get(6)?.parse().ok()
+        } else {
+            None
+        }
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+
+    fn directory(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("socket-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+        let directory = directory("stale");
+        let path = directory.join("s");
+        let rights = UnixRights {
+            mode: 0o640,
+            owner: None,
+        };
+        let first = listen_unix(&path, rights, 8).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o640
+        );
+        assert_eq!(
+            listen_unix(&path, rights, 8).unwrap_err().raw_os_error(),
+            Some(libc::EADDRINUSE)
+        );
+        drop(first);
+        let _second = listen_unix(&path, rights, 8).unwrap();
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+        assert_eq!(
+            std::fs::read_dir(&directory).unwrap().count(),
+            1,
+            "no temporary name is left"
+        );
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_socket_is_left_alone() {
+        let directory = directory("file");
+        let path = directory.join("f");
+        std::fs::write(&path, "precious").unwrap();
+        let rights = UnixRights {
+            mode: 0o600,
+            owner: None,
+        };
+        assert_eq!(
+            listen_unix(&path, rights, 8).unwrap_err().raw_os_error(),
+            Some(libc::EADDRINUSE)
+        );
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn the_holder_of_a_port_is_found() {
+        let fd = listen_tcp("127.0.0.1:0".parse().unwrap(), None, 8).unwrap();
+        let Ok(LocalAddr::Inet(bound)) = local_addr(&fd) else {
+            panic!()
+        };
+        let address = Address::Tcp {
+            host: Some("127.0.0.1".to_owned()),
+            port: bound.port(),
+        };
+        assert_eq!(
+            holder_of(&address).map(|holder| holder.0),
+            Some(std::process::id() as i32)
+        );
+    }
+
+    #[test]
+    fn written_as_read() {
+        for text in ["3000", "127.0.0.1:80", "[::1]:80", "unix:/a/b"] {
+            assert_eq!(crate::cli::address(text).unwrap().to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! All unsafe code of the workspace: one purpose each, each with the reason why it is sound.
+
+use std::ffi::{CString, c_char, c_int};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// What a child needs between fork and exec, prepared before the fork: the child allocates nothing.
+#[derive(Debug, Default)]
+pub struct Image {
+    /// Paths to try in turn, as execvp(3) would (the search in `PATH` is done by the parent).
+    pub candidates: Vec<CString>,
+    /// The argument vector, `argv[0]` first.
+    pub arguments: Vec<CString>,
+    /// The environment, `NAME=value` each.
+    pub environment: Vec<CString>,
+    /// Adds `LISTEN_PID=` with the child's own pid (sd_listen_fds(3)); known only after the fork.
+    pub listen_pid: bool,
+    /// (descriptor of ours, its number in the child), 0 to 2 included; everything else is closed.
+    pub descriptors: Vec<(RawFd, RawFd)>,
+    /// The working directory, as an open directory.
+    pub directory: Option<RawFd>,
+    /// RLIMIT_NOFILE, soft and hard.
+    pub nofile: Option<(u64, u64)>,
+    /// The identity to change to: uid, gid, supplementary groups.
+    pub identity: Option<(u32, u32, Vec<u32>)>,
+    /// A process group of its own.
+    pub own_group: bool,
+    /// The signal that the child gets when this process dies (PR_SET_PDEATHSIG).
+    pub death_signal: Option<c_int>,
+}
+
+/// The step between fork and exec that failed; the value travels through the error pipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// setpgid(2)
+    Group = 1,
+    /// dup2(2), fcntl(2) or close_range(2)
+    Descriptors,
+    /// fchdir(2)
+    Directory,
+    /// setrlimit(2)
+    Limit,
+    /// setgroups(2), setgid(2) or setuid(2), or root could be had back afterwards
+    Identity,
+    /// prctl(2), or the parent was gone already
+    Parent,
+    /// execve(2)
+    Exec,
+}
+
+impl Step {
+    /// The step that a byte of the error pipe stands for.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Step> {
+        [
+            Step::Group,
+            Step::Descriptors,
+            Step::Directory,
+            Step::Limit,
+            Step::Identity,
+            Step::Parent,
+            Step::Exec,
+        ]
+        .into_iter()
+        .find(|step| *step as u8 == byte)
+    }
+}
+
+const SHELL: &std::ffi::CStr = c"/bin/sh";
+
+/// Forks and executes `image`. Returns the pid and the read end (non-blocking) of the error pipe:
+/// at its end of file the program runs; five bytes (step, errno in native order) say why not.
+///
+/// # Errors
+/// Those of pipe2(2) and fork(2): EMFILE, EAGAIN, ENOMEM.
+pub fn fork_exec(image: &Image) -> io::Result<(i32, OwnedFd)> {
+    let mut ends = [0 as c_int; 2];
+    // SAFETY: `ends` has room for the two descriptors that pipe2 writes.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: pipe2 succeeded, so both are open and owned by nobody else.
+    let (reader, writer) =
+        unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
+
+    let mut arguments: Vec<*const c_char> = image.arguments.iter().map(|a| a.as_ptr()).collect();
+    arguments.push(ptr::null());
+    // For a script without #!: /bin/sh PATH arguments; the path is filled in by the child.
+    let mut shell_arguments: Vec<*const c_char> = vec![SHELL.as_ptr(), ptr::null()];
+    shell_arguments.extend(image.arguments.iter().skip(1).map(|a| a.as_ptr()));
+    shell_arguments.push(ptr::null());
+    let mut own_pid = *b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0\0";
+    let mut environment: Vec<*const c_char> =
+        image.environment.iter().map(|e| e.as_ptr()).collect();
+    if image.listen_pid {
+        environment.push(own_pid.as_ptr().cast());
+    }
+    environment.push(ptr::null());
+    let mut moved: Vec<RawFd> = vec![-1; image.descriptors.len()];
+    let lowest_free = image
+        .descriptors
+        .iter()
+        .map(|d| d.1)
+        .max()
+        .unwrap_or(2)
+        .max(2)
+        + 1;
+    let parent = std::process::id() as libc::pid_t;
+
+    // SAFETY: the child runs `child` alone, which makes only async-signal-safe calls on memory that
+    // was prepared above, and ends in execve or _exit: it never returns into this program.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let (step, errno) = child(
+                image,
+                &arguments,
+                &mut shell_arguments,
+                &environment,
+                &mut own_pid,
+                &mut moved,
+                lowest_free,
+                parent,
+                writer.as_raw_fd(),
+            );
+            let _ = (step, errno);
+            // SAFETY: _exit(2) is async-signal-safe and ends the child without running destructors.
+            unsafe { libc::_exit(if errno == libc::ENOENT { 127 } else { 126 }) }
+        }
+        pid => Ok((pid, reader)),
+    }
+}
+
+/// The child's way from fork to exec. Returns only when a step failed, after it told the parent.
+#[allow(clippy::too_many_arguments)]
+fn child(
+    image: &Image,
+    arguments: &[*const c_char],
+    shell_arguments: &mut [*const c_char],
+    environment: &[*const c_char],
+    own_pid: &mut [u8; 23],
+    moved: &mut [RawFd],
+    lowest_free: RawFd,
+    parent: libc::pid_t,
+    mut pipe: RawFd,
+) -> (Step, c_int) {
+    let failed = |step: Step, pipe: RawFd| {
+        let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        report(pipe, step, errno);
+        (step, errno)
+    };
+    // SAFETY: every call below is async-signal-safe (signal-safety(7), or a bare system call), works
+    // on descriptors and memory that are valid in the child since fork copied them, and runs in the
+    // only thread of the child.
+    unsafe {
+        // Default dispositions: Rust ignores SIGPIPE, and what our parent ignored is not the child's
+        // business. 64 is the last signal; KILL, STOP and the two of the C library refuse, harmlessly.
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        if image.own_group && libc::setpgid(0, 0) != 0 {
+            return failed(Step::Group, pipe);
+        }
+        // First everything above the numbers that are wanted, so that no dup2 hits a source.
+        pipe = libc::fcntl(pipe, libc::F_DUPFD_CLOEXEC, lowest_free);
+        if pipe < 0 {
+            return (Step::Descriptors, libc::EMFILE);
+        }
+        for (index, (source, _)) in image.descriptors.iter().enumerate() {
+            moved[index] = libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, lowest_free);
+            if moved[index] < 0 {
+                return failed(Step::Descriptors, pipe);
+            }
+        }
+        let directory = match image.directory {
+            Some(fd) => libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest_free),
+            None => -1,
+        };
+        if image.directory.is_some() && directory < 0 {
+            return failed(Step::Descriptors, pipe);
+        }
+        for (index, (_, target)) in image.descriptors.iter().enumerate() {
+            if libc::dup2(moved[index], *target) < 0 {
+                return failed(Step::Descriptors, pipe);
+            }
+        }
+        if close_on_exec_from(3, lowest_free, image) != 0 {
+            return failed(Step::Descriptors, pipe);
+        }
+        if directory >= 0 && libc::fchdir(directory) != 0 {
+            return failed(Step::Directory, pipe);
+        }
+        if let Some((soft, hard)) = image.nofile {
+            let limit = libc::rlimit {
+                rlim_cur: soft,
+                rlim_max: hard,
+            };
+            if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
+                return failed(Step::Limit, pipe);
+            }
+        }
+        if let Some((uid, gid, groups)) = &image.identity {
+            if libc::geteuid() == 0 && libc::setgroups(groups.len(), groups.as_ptr()) != 0 {
+                return failed(Step::Identity, pipe);
+            }
+            if libc::setresgid(*gid, *gid, *gid) != 0 || libc::setresuid(*uid, *uid, *uid) != 0 {
+                return failed(Step::Identity, pipe);
+            }
+            if *uid != 0 && libc::setuid(0) == 0 {
+                report(pipe, Step::Identity, libc::EPERM);
+                return (Step::Identity, libc::EPERM);
+            }
+        }
+        // After setuid, which clears it; then the parent may be gone already (prctl(2)).
+        if let Some(signal) = image.death_signal {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) != 0 {
+                return failed(Step::Parent, pipe);
+            }
+            if libc::getppid() != parent {
+                report(pipe, Step::Parent, libc::ESRCH);
+                return (Step::Parent, libc::ESRCH);
+            }
+        }
+        write_number(&mut own_pid[11..], libc::getpid() as u32);
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+
+        let mut refused = libc::ENOENT;
+        for candidate in &image.candidates {
+            libc::execve(candidate.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+            let mut errno = *libc::__errno_location();
+            if errno == libc::ENOEXEC {
+                shell_arguments[1] = candidate.as_ptr();
+                libc::execve(
+                    SHELL.as_ptr(),
+                    shell_arguments.as_ptr(),
+                    environment.as_ptr(),
+                );
+                errno = libc::ENOEXEC;
+            }
+            // As execvp(3): what is not there, or may not be run, does not end the search.
+            match errno {
+                libc::ENOENT | libc::ENOTDIR => {}
+                libc::EACCES => refused = errno,
+                _ => {
+                    refused = errno;
+                    break;
+                }
+            }
+        }
+        report(pipe, Step::Exec, refused);
+        (Step::Exec, refused)
+    }
+}
+
+/// Marks everything from `from` on close-on-exec, but for the descriptors that `image` hands down.
+fn close_on_exec_from(from: RawFd, lowest_free: RawFd, image: &Image) -> c_int {
+    for fd in from..lowest_free {
+        if !image.descriptors.iter().any(|(_, target)| *target == fd) {
+            // SAFETY: fcntl on a number that may not be open fails with EBADF, which is fine here.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    // SAFETY: close_range(2) takes three integers; with CLOEXEC it closes nothing now.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            lowest_free as libc::c_uint,
+            libc::c_uint::MAX,
+            4 as libc::c_uint, // CLOSE_RANGE_CLOEXEC, linux/close_range.h, since 5.11
+        )
+    };
+    if done == 0 {
+        return 0;
+    }
+    // An older kernel: one by one, as far as the limit allows a descriptor to be.
+    // SAFETY: sysconf(3) reads a limit; fcntl as above.
+    unsafe {
+        let most = libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20) as RawFd;
+        for fd in lowest_free..most {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+    }
+    0
+}
+
+/// Five bytes into the error pipe.
+fn report(pipe: RawFd, step: Step, errno: c_int) {
+    let mut message = [step as u8, 0, 0, 0, 0];
+    message[1..].copy_from_slice(&errno.to_ne_bytes());
+    // SAFETY: write(2) of five bytes that live on the stack.
+    unsafe { libc::write(pipe, message.as_ptr().cast(), message.len()) };
+}
+
+/// `number` in decimal with a NUL behind it; async-signal-safe, unlike the formatting machinery.
+fn write_number(into: &mut [u8], mut number: u32) {
+    let mut digits = [0u8; 10];
+    let mut count = 0;
+    loop {
+        digits[count] = b'0' + (number % 10) as u8;
+        count += 1;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    for (place, digit) in into.iter_mut().zip(digits[..count].iter().rev()) {
+        *place = *digit;
+    }
+    if let Some(end) = into.get_mut(count) {
+        *end = 0;
+    }
+}
+
+/// pidfd_open(2).
+///
+/// # Errors
+/// ESRCH when there is no such process, EMFILE, ENOSYS before Linux 5.3.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: two integers in, a new descriptor (close-on-exec by definition) or an error out.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made it; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// pidfd_send_signal(2).
+///
+/// # Errors
+/// ESRCH when the process has ended, EPERM.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: integers and a null siginfo, for which the kernel fills in that of kill(2).
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Takes over a descriptor that this process was started with, and marks it close-on-exec.
+/// `None` when the number is not open. Each number may be adopted once; the caller keeps that book.
+#[must_use]
+pub fn adopt(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: fcntl only inspects and marks the number.
+    if fd < 0 || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return None;
+    }
+    // SAFETY: it is open, and by the contract above no other owner exists.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A descriptor number as borrowed, for the three standard ones.
+#[must_use]
+pub fn standard(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: 0, 1 and 2 are opened at start (see `fds::ensure_standard`) and never closed by us.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// PR_SET_CHILD_SUBREAPER: orphans of our workers become our children, so they can be found.
+pub fn become_subreaper() -> bool {
+    // SAFETY: prctl with integers.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) == 0 }
+}
+
+/// A signal's disposition is "ignore": what nohup(1) leaves behind.
+#[must_use]
+pub fn is_ignored(signal: c_int) -> bool {
+    // SAFETY: sigaction with a null new action only reads into the zeroed structure.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Ends this process by `signal`, with its default disposition, for a parent that looks at it.
+pub fn die_by(signal: c_int) {
+    // SAFETY: plain calls on the own process; a signal that does not end it lets this return.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        let mut only: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut only);
+        libc::sigaddset(&mut only, signal);
+        libc::raise(signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &only, ptr::null_mut());
+    }
+}
+
+/// F_SETPIPE_SZ; a refusal (pipe-user-pages-soft) leaves the pipe as it is.
+pub fn widen_pipe(fd: BorrowedFd<'_>, bytes: c_int) -> bool {
+    // SAFETY: fcntl with an integer on an open descriptor.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) >= 0 }
+}
+
+/// SO_PASSCRED: each message then carries pid, uid and gid of its sender (unix(7)).
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn pass_credentials(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let on: c_int = 1;
+    // SAFETY: the option takes an int, and `on` is one.
+    let done = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PASSCRED,
+            ptr::from_ref(&on).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// setfsuid(2), setfsgid(2): file system access as that user; returns the former ids.
+/// This thread only, and reversible: for binding a unix socket on behalf of a worker.
+pub fn file_system_ids(uid: u32, gid: u32) -> (u32, u32) {
+    // SAFETY: integers; the calls return the former id and never fail otherwise.
+    unsafe {
+        let former_gid = libc::setfsgid(gid) as u32;
+        let former_uid = libc::setfsuid(uid) as u32;
+        (former_uid, former_gid)
+    }
+}

@@ -1,0 +1,134 @@
+#!/bin/sh
+# Installs what the tests need and a bare Debian machine lacks. Does nothing, quickly, when all is there.
+#
+#   tests/setup.sh          what `make check`, `make test` and `make demo` need
+#   tests/setup.sh bench    besides, the peers that `make bench` measures
+#
+# Node's releases and the frameworks are npm packages, kept in
+# ${NIRVANA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nirvana-tests}:
+#   node-V/bin/node                          Node V, for each V below
+#   frameworks/node_modules/                 express, fastify, tsx, pnpm, yarn (with `bench`: pm2)
+set -eu
+
+node_versions='16 18 20 22 24 26'
+cache=${NIRVANA_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/nirvana-tests}
+
+say() {
+	printf 'setup: %s\n' "$*" >&2
+}
+
+# ---- programs of the system: what is looked for, and the Debian package that has it ----
+
+missing=
+need() { # need PROGRAM PACKAGE...
+	program=$1
+	shift
+	# sbin is not on everybody's PATH; what lies there can be used all the same.
+	if PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null 2>&1; then
+		return 0
+	fi
+	for package in "$@"; do
+		case " $missing " in
+		*" $package "*) ;;
+		*) missing="$missing $package" ;;
+		esac
+	done
+}
+
+need cc gcc libc6-dev
+need mandoc mandoc
+need shellcheck shellcheck
+need python3 python3-minimal
+need gunicorn gunicorn
+need ip iproute2
+need ps procps
+need setpriv util-linux
+need openssl openssl
+need systemd-socket-activate systemd
+need curl curl
+need node nodejs
+# NodeSource's package brings npm along, Debian's does not.
+if command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then
+	need npm npm
+fi
+
+install_packages() {
+	# Word splitting is meant: a list of package names.
+	# shellcheck disable=SC2086
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing
+}
+
+if [ -n "$missing" ]; then
+	if ! command -v apt-get >/dev/null 2>&1; then
+		say "these are missing (Debian's names):$missing"
+		exit 1
+	fi
+	if [ "$(id -u)" -ne 0 ]; then
+		say "these packages are missing:$missing"
+		say "install them as root: apt-get install$missing"
+		exit 1
+	fi
+	say "installing:$missing"
+	# The first try may meet package lists that are too old, or none.
+	if ! install_packages >&2; then
+		apt-get update -q >&2
+		install_packages >&2 || {
+			say "could not install:$missing"
+			exit 1
+		}
+	fi
+fi
+
+# ---- npm packages, in the cache ----
+
+npm_install() { # npm_install DIRECTORY PACKAGE...
+	directory=$1
+	shift
+	mkdir -p "$directory"
+	# A package.json of its own: npm would otherwise look for one further up.
+	[ -e "$directory/package.json" ] || printf '{"private":true}\n' >"$directory/package.json"
+	npm install --prefix "$directory" --no-audit --no-fund --no-update-notifier --loglevel=error "$@" >&2 && return 0
+	say "once more: $*"
+	npm install --prefix "$directory" --no-audit --no-fund --no-update-notifier --loglevel=error "$@" >&2
+}
+
+failed=
+for version in $node_versions; do
+	home=$cache/node-$version
+	[ -x "$home/bin/node" ] && continue
+	say "Node $version into $home"
+	if npm_install "$home" "node@$version" && [ -x "$home/node_modules/node/bin/node" ]; then
+		# Made last and renamed into place: who sees it sees a complete installation.
+		mkdir -p "$home/bin"
+		ln -sf ../node_modules/node/bin/node "$home/bin/node.new"
+		mv -f "$home/bin/node.new" "$home/bin/node"
+	else
+		failed="$failed node@$version"
+	fi
+done
+
+frameworks=$cache/frameworks
+absent=
+for package in express fastify tsx pnpm yarn; do
+	[ -e "$frameworks/node_modules/$package/package.json" ] || absent="$absent $package"
+done
+if [ "${1:-}" = bench ] && [ ! -e "$frameworks/node_modules/pm2/package.json" ]; then
+	absent="$absent pm2"
+fi
+if [ -n "$absent" ]; then
+	# npm takes out what its package.json does not name, so each package is saved there.
+	say "into $frameworks:$absent"
+	set --
+	for package in $absent; do
+		case $package in
+		yarn) set -- "$@" yarn@1 ;;
+		*) set -- "$@" "$package" ;;
+		esac
+	done
+	npm_install "$frameworks" "$@" || failed="$failed$absent"
+fi
+
+if [ -n "$failed" ]; then
+	say "could not install:$failed"
+	exit 1
+fi
