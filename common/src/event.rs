@@ -149,7 +149,9 @@ impl Log {
                 let _ = write!(line, ",\"{key}\":");
                 match value {
                     Value::Int(number) => line.push_str(&number.to_string()),
-                    Value::Time(length) => line.push_str(&(length.as_millis() as f64 / 1000.0).to_string()),
+                    Value::Time(length) => {
+                        line.push_str(&(length.as_millis() as f64 / 1000.0).to_string())
+                    }
                     Value::Text(text) => quote(&mut line, shortened(text, room).as_ref()),
                 }
             } else {
@@ -203,7 +205,9 @@ fn quote(line: &mut String, text: &str) {
             '\t' => line.push_str("\\t"),
             '\r' => line.push_str("\\r"),
             // Control bytes, and the C1 controls that terminals obey too.
-            letter if letter.is_control() => line.push_str(&format!("\u{:04x}", u32::from(letter))),
+            letter if letter.is_control() => {
+                line.push_str(&format!("\\u{:04x}", u32::from(letter)))
+            }
             letter => line.push(letter),
         }
     }
