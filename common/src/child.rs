@@ -1,8 +1,7 @@
 //! The only place that starts a process, and how one is held: by a pidfd, from the first moment.
 
 use crate::exit::End;
-use crate::sys::{self, Image, Step};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use crate::sys::{self, Image, Reap, Step, Which};
 use nix::unistd::Pid;
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read};
@@ -96,12 +95,12 @@ impl Child {
     /// How it ended, without reaping it; `None` while it runs.
     #[must_use]
     pub fn ended(&self) -> Option<End> {
-        self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT)
+        self.wait(Reap::No)
     }
 
     /// Reaps it: from now on its number may mean another process, so it is consumed.
     pub fn reap(self) -> Option<End> {
-        self.wait(WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
+        self.wait(Reap::Yes)
     }
 
     /// Why the program was never executed, if so. Can be asked once.
@@ -116,14 +115,11 @@ impl Child {
         })
     }
 
-    fn wait(&self, flags: WaitPidFlag) -> Option<End> {
-        loop {
-            match waitid(Id::PIDFd(self.pidfd.as_fd()), flags) {
-                Ok(status) => return end_of(status),
-                Err(nix::Error::EINTR) => {}
-                // ECHILD: somebody ignores SIGCHLD for us; it is gone, nobody knows how.
-                Err(_) => return Some(End::Exited(0)),
-            }
+    fn wait(&self, reap: Reap) -> Option<End> {
+        match sys::wait_id(Which::Pidfd(self.pidfd.as_fd()), reap) {
+            Ok(ended) => ended.map(|(_, end)| end),
+            // ECHILD: somebody else reaped it; it is gone, and nobody knows how.
+            Err(_) => Some(End::Exited(0)),
         }
     }
 }
@@ -134,38 +130,19 @@ impl AsFd for Child {
     }
 }
 
-fn end_of(status: WaitStatus) -> Option<End> {
-    match status {
-        WaitStatus::Exited(_, status) => Some(End::Exited(status)),
-        WaitStatus::Signaled(_, signal, _) => Some(End::Killed(signal as i32)),
-        _ => None,
-    }
-}
-
 /// The pid of a child that has ended and is not reaped yet; `None` when there is none. SIGCHLD merges:
 /// each wake asks until nothing is left, and reaps what it was told before it asks again.
 #[must_use]
 pub fn next_ended() -> Option<i32> {
-    loop {
-        match waitid(
-            Id::All,
-            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,
-        ) {
-            Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
-                return Some(pid.as_raw());
-            }
-            Err(nix::Error::EINTR) => {}
-            _ => return None,
-        }
-    }
+    sys::wait_id(Which::Any, Reap::No)
+        .ok()
+        .flatten()
+        .map(|(pid, _)| pid)
 }
 
 /// Reaps a child that nobody knows: an orphan that came to us, the subreaper or PID 1.
 pub fn reap_stranger(pid: i32) {
-    let _ = waitid(
-        Id::Pid(Pid::from_raw(pid)),
-        WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG,
-    );
+    let _ = sys::wait_id(Which::Pid(pid), Reap::Yes);
 }
 
 /// A process that we did not start ourselves, held by a pidfd.

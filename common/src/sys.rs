@@ -440,3 +440,58 @@ pub fn file_system_ids(uid: u32, gid: u32) -> (u32, u32) {
         (former_uid, former_gid)
     }
 }
+
+/// Which children [`wait_id`] looks at.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    /// Any child.
+    Any,
+    /// The child with this pid, known not to be reaped yet.
+    Pid(i32),
+    /// The child behind this pidfd.
+    Pidfd(BorrowedFd<'a>),
+}
+
+/// Whether [`wait_id`] leaves the zombie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reap {
+    /// It stays, and its pid with it.
+    No,
+    /// Its pid may be given to another process from now on.
+    Yes,
+}
+
+/// waitid(2) for a child that has ended, without waiting: its pid, and its status or signal. The
+/// library's own wrapper refuses real-time signals.
+///
+/// # Errors
+/// ECHILD.
+pub fn wait_id(which: Which<'_>, reap: Reap) -> io::Result<Option<(i32, crate::exit::End)>> {
+    let (kind, id) = match which {
+        Which::Any => (libc::P_ALL, 0),
+        Which::Pid(pid) => (libc::P_PID, pid as libc::id_t),
+        Which::Pidfd(fd) => (libc::P_PIDFD, fd.as_raw_fd() as libc::id_t),
+    };
+    let keep = if reap == Reap::No { libc::WNOWAIT } else { 0 };
+    loop {
+        // SAFETY: waitid writes the one zeroed siginfo_t that it is given; for a child's end the kernel
+        // fills in the fields that si_pid and si_status read, and without one si_pid stays 0.
+        let (done, pid, code, status) = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let done = libc::waitid(kind, id, &mut info, libc::WEXITED | libc::WNOHANG | keep);
+            (done, info.si_pid(), info.si_code, info.si_status())
+        };
+        if done == 0 {
+            let end = if code == libc::CLD_EXITED {
+                crate::exit::End::Exited(status)
+            } else {
+                crate::exit::End::Killed(status)
+            };
+            return Ok((pid != 0).then_some((pid, end)));
+        }
+        let why = io::Error::last_os_error();
+        if why.kind() != io::ErrorKind::Interrupted {
+            return Err(why);
+        }
+    }
+}

@@ -26,7 +26,7 @@ Everything else: man spawnwork";
     args_override_self = false
 )]
 pub struct Cli {
-    /// Number of workers, or auto: the CPUs this process may use
+    /// Workers; auto: the CPUs we may use
     #[arg(short = 'n', long, value_name = "N|auto", env = "SPAWNWORK_WORKERS", hide_env = true, help_heading = "Workers", value_parser = workers, default_value = "auto")]
     pub workers: Workers,
     /// Change to DIR, resolved anew for each generation
@@ -49,10 +49,10 @@ pub struct Cli {
         help_heading = "Workers"
     )]
     pub user: Option<String>,
-    /// Open files a worker may have [default: the hard limit]
+    /// Open files a worker may have [default: hard limit]
     #[arg(long, value_name = "N|max", env = "SPAWNWORK_NOFILE", hide_env = true, help_heading = "Workers", value_parser = nofile)]
     pub nofile: Option<NofileArg>,
-    /// Set a variable; %i is the worker number, %g the generation
+    /// Set a variable; %i worker, %g generation
     #[arg(long, value_name = "K=V", env = "SPAWNWORK_ENV", hide_env = true, help_heading = "Workers", value_parser = common::cli::env_pair)]
     pub env: Vec<(String, String)>,
     /// Read K=V lines, anew for each generation
@@ -75,10 +75,10 @@ pub struct Cli {
         help_heading = "Sockets"
     )]
     pub listen: Vec<String>,
-    /// Rights of unix sockets that --listen makes
+    /// Mode of its unix sockets
     #[arg(long, value_name = "MODE", env = "SPAWNWORK_SOCKET_MODE", hide_env = true, help_heading = "Sockets", value_parser = mode, default_value = "0600")]
     pub socket_mode: u32,
-    /// Owner of unix sockets that --listen makes
+    /// Owner of its unix sockets
     #[arg(
         long,
         value_name = "USER[:GROUP]",
@@ -87,10 +87,10 @@ pub struct Cli {
         help_heading = "Sockets"
     )]
     pub socket_owner: Option<String>,
-    /// Connections that may wait on each socket
+    /// Connections that may wait
     #[arg(long, value_name = "N", env = "SPAWNWORK_BACKLOG", hide_env = true, help_heading = "Sockets", value_parser = count, default_value = "4096")]
     pub backlog: u32,
-    /// Take LISTEN_FDS although LISTEN_PID names another process
+    /// Take LISTEN_FDS whatever LISTEN_PID says
     #[arg(
         long,
         env = "SPAWNWORK_NO_LISTEN_PID",
@@ -99,7 +99,7 @@ pub struct Cli {
     )]
     pub no_listen_pid: bool,
 
-    /// Speak Node's cluster protocol: auto, yes, no
+    /// Speak Node's protocol: auto, yes, no
     #[arg(
         long,
         value_name = "WHEN",
@@ -111,7 +111,7 @@ pub struct Cli {
         default_value = "auto"
     )]
     pub node: NodeArg,
-    /// How connections reach workers: shared, round-robin
+    /// Who accepts: shared, round-robin
     #[arg(
         long,
         value_name = "HOW",
@@ -146,29 +146,29 @@ pub struct Cli {
     /// Not ready by then is failed
     #[arg(long, value_name = "D", env = "SPAWNWORK_READY_TIMEOUT", hide_env = true, help_heading = "Reload", value_parser = duration, default_value = "60s")]
     pub ready_timeout: Duration,
-    /// A new worker must live so long before an old one goes
+    /// A new worker's trial, once ready
     #[arg(long, value_name = "D", env = "SPAWNWORK_PROBATION", hide_env = true, help_heading = "Reload", value_parser = duration, default_value = "3s")]
     pub probation: Duration,
-    /// New workers beside the old ones; 0 stops first
+    /// New beside old workers; 0: none
     #[arg(long, value_name = "N|P%", env = "SPAWNWORK_SURGE", hide_env = true, help_heading = "Reload", value_parser = surge, default_value = "100%")]
     pub surge: Surge,
     /// Workers that start at once [default: CPUs]
     #[arg(long, value_name = "N", env = "SPAWNWORK_START_PARALLEL", hide_env = true, help_heading = "Reload", value_parser = count)]
     pub start_parallel: Option<u32>,
 
-    /// Asks a worker to stop [default: TERM; Node: its channel]
+    /// To stop [default: TERM; Node: channel]
     #[arg(long, value_name = "SIG", env = "SPAWNWORK_STOP_SIGNAL", hide_env = true, help_heading = "Stop and respawn", value_parser = signal)]
     pub stop_signal: Option<i32>,
-    /// Then KILL, to its whole process group
+    /// Then KILL, to its group
     #[arg(long, value_name = "D", env = "SPAWNWORK_STOP_TIMEOUT", hide_env = true, help_heading = "Stop and respawn", value_parser = duration, default_value = "30s")]
     pub stop_timeout: Duration,
-    /// Deaths allowed per slot; FILTER: statuses, signals; 0: any
+    /// Deaths a slot may have
     #[arg(long, value_name = "C/D[:FILTER]", env = "SPAWNWORK_RESPAWN_LIMIT", hide_env = true, help_heading = "Stop and respawn", value_parser = rate_filter, default_value = "5/60s")]
     pub respawn_limit: common::cli::RateFilter,
-    /// Wait before a respawn, doubled each time
+    /// Wait before the next
     #[arg(long, value_name = "MIN..MAX", env = "SPAWNWORK_BACKOFF", hide_env = true, help_heading = "Stop and respawn", value_parser = backoff, default_value = "100ms..30s")]
     pub backoff: Backoff,
-    /// A slot over its limit: hold (try again at MAX) or exit
+    /// Over it: hold or exit
     #[arg(
         long,
         value_name = "WHAT",
@@ -192,7 +192,7 @@ pub struct Cli {
         hide_possible_values = true
     )]
     pub output: Option<OutputArg>,
-    /// Before each line: %i worker number, %g generation, %p pid
+    /// Before each line: %i worker, %g generation, %p pid
     #[arg(
         long,
         value_name = "TEXT",
@@ -210,7 +210,7 @@ pub struct Cli {
         help_heading = "Output"
     )]
     pub pid_file: Option<PathBuf>,
-    /// text, json, journal [default: text, or journal under systemd]
+    /// text, json or journal [default: by stderr]
     #[arg(long, value_name = "F", env = "SPAWNWORK_LOG_FORMAT", hide_env = true, help_heading = "Output", value_parser = format)]
     pub log_format: Option<Format>,
     /// Warnings and errors only
@@ -238,7 +238,6 @@ pub struct Cli {
         value_name = "PROGRAM",
         required = true,
         trailing_var_arg = true,
-        allow_hyphen_values = true,
         hide = true
     )]
     pub command: Vec<OsString>,

@@ -511,7 +511,7 @@ impl Master {
         });
         let words = last_words(&worker.last);
 
-        if was_next && !expected || (was_next && worker.cause.is_some()) {
+        if was_next && (!expected || worker.cause.is_some()) {
             self.reload_failed(
                 &format!("worker {slot} (pid {}) {why}", worker.child.pid()),
                 words,
