@@ -4,7 +4,8 @@
 // or serves them for as long as the client likes (before).
 (() => {
   const { env } = process;
-  if (!env.NODE_UNIQUE_ID || !process.send || !require('worker_threads').isMainThread) return;
+  // NODE_UNIQUE_ID is deleted from the environment by now; the cluster module is loaded already.
+  if (!process.send || !require('worker_threads').isMainThread || !require('cluster').isWorker) return;
   // The app's own children are to start as if we had never been.
   const option = `--require=${__filename}`;
   const options = (env.NODE_OPTIONS || '').split(' ').filter((word) => word && word !== option);
