@@ -27,8 +27,7 @@ test: cargo ## install what the tests need, build everything, run all tests
 check: cargo ## formatting, clippy, man pages and shell scripts, without one complaint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@echo 'mandoc -Tlint -Wstyle $(PAGES1) $(PAGES7)'
-	@said=$$(MANPATH=man mandoc -Tlint -Wstyle $(PAGES1) $(PAGES7) 2>&1) && [ -z "$$said" ] || { printf '%s\n' "$$said"; exit 1; }
+	tests/lint-man.sh
 	shellcheck $(SCRIPTS)
 
 man: ## show the man pages as they lie here

@@ -1,0 +1,852 @@
+//! The documents stay true: page, --help, README and source say the same, and the examples run.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    missing_docs
+)]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_spawnwork");
+/// For anything that an example waits for; a slow machine is no failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn text_of(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
+}
+
+// ---- the page ----
+
+/// The lines between `.Sh NAME` and the next section.
+fn section(page: &str, name: &str) -> Vec<String> {
+    let head = format!(".Sh {name}");
+    let lines: Vec<String> = page
+        .lines()
+        .skip_while(|line| *line != head)
+        .skip(1)
+        .take_while(|line| !line.starts_with(".Sh "))
+        .map(str::to_owned)
+        .collect();
+    assert!(!lines.is_empty(), "the page has no section {name}");
+    lines
+}
+
+/// The items of a section whose head begins with `.It MACRO`: what follows it, and the text below.
+fn items(section: &[String], macro_name: &str) -> Vec<(String, String)> {
+    let start = format!(".It {macro_name}");
+    let start = start.trim_end();
+    let mut list: Vec<(String, String)> = Vec::new();
+    for line in section {
+        if let Some(head) = line.strip_prefix(start) {
+            list.push((head.trim().to_owned(), String::new()));
+        } else if let Some((_, body)) = list.last_mut() {
+            body.push_str(line);
+            body.push('\n');
+        }
+    }
+    list
+}
+
+/// `SIGTERM , SIGINT` and the like.
+fn words(head: &str) -> impl Iterator<Item = &str> {
+    head.split_whitespace().filter(|word| *word != ",")
+}
+
+fn page() -> String {
+    text_of("man/man1/spawnwork.1")
+}
+
+// ---- --help ----
+
+fn help() -> String {
+    let output = command(PROGRAM).arg("--help").output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Each option by its long name, with its short one, and its default if it names one.
+fn options_of_help(help: &str) -> BTreeMap<String, (Option<String>, Option<String>)> {
+    let mut list = BTreeMap::new();
+    for line in help.lines().filter(|line| line.trim().starts_with('-')) {
+        let names: Vec<&str> = line
+            .split_whitespace()
+            .take_while(|word| word.starts_with('-'))
+            .map(|word| word.trim_end_matches(','))
+            .collect();
+        let long = names.iter().find(|name| name.starts_with("--"));
+        let short = names.iter().find(|name| !name.starts_with("--"));
+        let default = line
+            .split_once("[default: ")
+            .map(|(_, rest)| rest.trim_end_matches(']').to_owned());
+        let long = long.unwrap_or_else(|| panic!("no long name: {line}"));
+        list.insert(
+            (*long).to_owned(),
+            (short.map(|name| (*name).to_owned()), default),
+        );
+    }
+    list
+}
+
+/// The same of the page, with the text of each.
+fn options_of_page(page: &str) -> BTreeMap<String, (Option<String>, String)> {
+    items(&section(page, "OPTIONS"), "Fl")
+        .into_iter()
+        .map(|(head, body)| {
+            let names: Vec<String> = words(&head)
+                .take_while(|word| !matches!(*word, "Ar" | "Cm" | "Oo" | "Op" | "Ns"))
+                .map(|word| format!("-{word}"))
+                .collect();
+            let long = names.iter().find(|name| name.starts_with("--")).cloned();
+            let short = names.iter().find(|name| !name.starts_with("--")).cloned();
+            (
+                long.unwrap_or_else(|| panic!("no long name: {head}")),
+                (short, body),
+            )
+        })
+        .collect()
+}
+
+/// The value of a `default is` sentence.
+fn stated_default(body: &str) -> Option<String> {
+    let (_, rest) = body.split_once("The default is\n.Cm ")?;
+    let line = rest.lines().next()?;
+    Some(line.trim_end_matches('.').trim().to_owned())
+}
+
+#[test]
+fn options_of_page_and_help_agree() {
+    let help = options_of_help(&help());
+    let page = options_of_page(&page());
+    let names = |list: Vec<&String>| list.into_iter().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(help.keys().collect()), names(page.keys().collect()));
+
+    let cli = text_of("bins/spawnwork/src/cli.rs");
+    for (name, (short, default)) in &help {
+        let (page_short, body) = &page[name];
+        assert_eq!(short, page_short, "{name}");
+        // Some defaults are a value, others are said in words ("CPUs"), here and there differently.
+        let literal = default
+            .as_ref()
+            .filter(|value| cli.contains(&format!("default_value = \"{value}\"")));
+        assert_eq!(literal, stated_default(body).as_ref(), "default of {name}");
+        assert!(
+            default.is_none() || body.to_lowercase().contains("default"),
+            "{name}: the page names no default, --help does"
+        );
+        if !matches!(name.as_str(), "--help" | "--version") {
+            let variable = format!("SPAWNWORK{}", name[1..].replace('-', "_").to_uppercase());
+            assert!(
+                cli.contains(&format!("env = \"{variable}\"")),
+                "{variable} does not exist"
+            );
+        }
+    }
+}
+
+#[test]
+fn help_fits_two_screens() {
+    let help = help();
+    for line in help.lines() {
+        assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
+    }
+    assert!(help.lines().count() <= 100);
+    let end: Vec<&str> = help
+        .lines()
+        .filter(|line| !line.is_empty())
+        .rev()
+        .take(4)
+        .collect();
+    assert!(end[0].contains("man spawnwork"), "{}", end[0]);
+    assert!(
+        end[1].starts_with("  spawnwork ") && end[2].starts_with("  spawnwork "),
+        "two examples at the end"
+    );
+    assert_eq!(end[3], "Examples:");
+}
+
+#[test]
+fn one_line_says_what_it_is_everywhere() {
+    let page = page();
+    let said = page
+        .lines()
+        .find_map(|line| line.strip_prefix(".Nd "))
+        .unwrap();
+    assert_eq!(help().lines().next(), Some(said), "--help");
+    assert!(text_of("bins/spawnwork/Cargo.toml").contains(&format!("description = \"{said}\"")));
+    assert!(
+        text_of("README.md").contains(&format!("| [`spawnwork`](man/man1/spawnwork.1) | {said} |")),
+        "README"
+    );
+    assert!(
+        text_of("man/man7/nirvana.7").contains(&format!(".It Xr spawnwork 1\n{said}\n")),
+        "nirvana(7)"
+    );
+}
+
+#[test]
+fn the_pages_are_without_lint() {
+    let output = Command::new(root().join("tests/lint-man.sh"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+// ---- page and source ----
+
+/// The tool's modules without their unit tests, in one.
+fn source(directory: &str) -> String {
+    fn collect(directory: &Path, text: &mut String) {
+        let mut entries: Vec<PathBuf> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        entries.sort();
+        for path in entries {
+            if path.is_dir() {
+                collect(&path, text);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let module = std::fs::read_to_string(&path).unwrap();
+                text.push_str(module.split("#[cfg(test)]").next().unwrap());
+            }
+        }
+    }
+    let mut text = String::new();
+    collect(&root().join(directory), &mut text);
+    text
+}
+
+/// Without white space between an opening bracket and what follows: rustfmt breaks lines there.
+fn joined(source: &str) -> String {
+    let mut text = String::new();
+    for letter in source.chars() {
+        if letter.is_whitespace() && text.ends_with(['(', '[', '\n']) {
+            continue;
+        }
+        text.push(letter);
+    }
+    text
+}
+
+/// The string literals that directly follow `before`.
+fn literals_after<'a>(source: &'a str, before: &str) -> Vec<&'a str> {
+    source
+        .match_indices(before)
+        .filter_map(|(at, _)| source[at + before.len()..].split('"').next())
+        .collect()
+}
+
+#[test]
+fn exit_statuses_are_those_of_the_source() {
+    let table = text_of("common/src/exit.rs");
+    let table = table
+        .split("TABLE")
+        .nth(1)
+        .unwrap()
+        .split("];")
+        .next()
+        .unwrap();
+    let table: BTreeMap<String, String> = joined(table)
+        .split('(')
+        .filter_map(|entry| {
+            let (status, rest) = entry.split_once(", \"")?;
+            Some((status.trim().to_owned(), rest.split('"').next()?.to_owned()))
+        })
+        .collect();
+    assert!(table.len() >= 7, "{table:?}");
+
+    let shared: BTreeMap<String, String> =
+        items(&section(&text_of("man/man7/nirvana.7"), "EXIT STATUS"), "")
+            .into_iter()
+            .filter(|(status, _)| status != "128+N")
+            .map(|(status, body)| (status, body.lines().next().unwrap_or_default().to_owned()))
+            .collect();
+    assert_eq!(table, shared, "nirvana(7)");
+
+    let code = source("bins/spawnwork/src");
+    let used = [
+        ("0", "Exit::Ok"),
+        ("1", "Exit::No"),
+        ("2", "Error::usage"),
+        ("124", "Exit::TimedOut"),
+        ("125", "Exit::Fault"),
+        ("126", "Exit::NotExecutable"),
+        ("127", "Exit::NotFound"),
+    ];
+    let ends = |(at, name): (usize, &str)| {
+        !code[at + name.len()..].starts_with(|next: char| next.is_alphanumeric())
+    };
+    let mut used: BTreeSet<String> = used
+        .into_iter()
+        .filter(|(_, name)| code.match_indices(name).any(ends))
+        .map(|(status, _)| status.to_owned())
+        .collect();
+    used.insert("128+N".to_owned());
+    let page: BTreeSet<String> = items(&section(&page(), "EXIT STATUS"), "")
+        .into_iter()
+        .map(|(status, _)| status)
+        .collect();
+    assert_eq!(used, page);
+}
+
+#[test]
+fn signals_are_those_of_the_source() {
+    let run = text_of("bins/spawnwork/src/run.rs");
+    let table = run
+        .split("fn on_signals")
+        .nth(1)
+        .unwrap()
+        .split("\n    }\n")
+        .next()
+        .unwrap();
+    let mut handled = BTreeSet::new();
+    for line in table
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with('"') && line.contains("=>"))
+    {
+        let pattern = line
+            .split("=>")
+            .next()
+            .unwrap()
+            .split(" if ")
+            .next()
+            .unwrap();
+        handled.extend(
+            pattern
+                .split('"')
+                .skip(1)
+                .step_by(2)
+                .map(|name| format!("SIG{name}")),
+        );
+    }
+    handled.remove("SIGCHLD");
+    let items = items(&section(&page(), "SIGNALS"), "Dv");
+    let page: BTreeSet<String> = items
+        .iter()
+        .filter(|(_, body)| !body.starts_with("Ignored."))
+        .flat_map(|(head, _)| words(head).map(str::to_owned))
+        .collect();
+    assert_eq!(handled, page);
+}
+
+#[test]
+fn events_are_those_of_the_source() {
+    let events = text_of("bins/spawnwork/src/events.rs");
+    let names: BTreeMap<&str, &str> = events
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub const ")?.split_once(": &str = \""))
+        .map(|(name, rest)| (name, rest.trim_end_matches("\";")))
+        .collect();
+    let page: BTreeMap<String, BTreeSet<String>> = items(&section(&page(), "EVENTS"), "Ic")
+        .into_iter()
+        .map(|(head, _)| {
+            let (name, keys) = head.split_once(" Ar ").unwrap_or((&head, ""));
+            (name.to_owned(), words(keys).map(str::to_owned).collect())
+        })
+        .collect();
+    let listed: BTreeSet<&str> = page.keys().map(String::as_str).collect();
+    assert_eq!(names.values().copied().collect::<BTreeSet<_>>(), listed);
+
+    // The keys of an event: in the statement that says it, or in the `fields` made before that.
+    let code = joined(&source("bins/spawnwork/src"));
+    let mut wrong = String::new();
+    for (constant, name) in names {
+        let mut keys = BTreeSet::new();
+        let mention = format!("events::{constant},");
+        for (at, _) in code.match_indices(&mention) {
+            let end = at + code[at..].find(';').unwrap_or(0);
+            let function = code[..at].rfind("fn ").unwrap_or(0);
+            let start = if code[at..end].contains("&fields") {
+                code[..at]
+                    .rfind("let fields")
+                    .max(code[..at].rfind("let mut fields"))
+                    .unwrap_or(function)
+            } else if code[at..end].contains("&line") {
+                function
+            } else {
+                at
+            };
+            let is_key =
+                |key: &&str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase());
+            let statement = &code[start..end];
+            for (at, _) in statement.match_indices("(\"") {
+                let (key, rest) = statement[at + 2..].split_once('"').unwrap_or_default();
+                if rest.starts_with(',') && is_key(&key) {
+                    keys.insert(key.to_owned());
+                }
+            }
+        }
+        if !code.contains(&mention) {
+            let _ = writeln!(wrong, "{name}: nothing says it");
+        } else if keys != page[name] {
+            let _ = writeln!(wrong, "{name}: source {keys:?}, page {:?}", page[name]);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn the_environment_is_that_of_the_source() {
+    let page = page();
+    let environment = section(&page, "ENVIRONMENT").join("\n");
+    let listed: BTreeSet<&str> = environment
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix(".It Ev ")
+                .or_else(|| line.strip_prefix(".Ev "))
+        })
+        .flat_map(words)
+        .filter(|word| word.len() > 1 && !word.ends_with('*'))
+        .collect();
+
+    let code = joined(&(source("bins/spawnwork/src") + &source("common/src")));
+    let mut used: BTreeSet<&str> = BTreeSet::new();
+    for before in [
+        "var(\"",
+        "var_os(\"",
+        " set(\"",
+        ".env(\"",
+        "env_remove(\"",
+        "OsStr::new(\"",
+        "insert(\"",
+        "VARIABLE: &str = \"",
+        "PRELOAD: &str = \"",
+    ] {
+        used.extend(literals_after(&code, before));
+    }
+    used.retain(|name| {
+        let own = [
+            "SPAWNWORK_WORKERS",
+            "SPAWNWORK_GENERATION",
+            "SPAWNWORK_PID",
+            "SPAWNWORK_LAST_EXIT",
+            "SPAWNWORK_SHIM",
+            "SPAWNWORK_SHIM_PRELOAD",
+            "SPAWNWORK_DRAIN_MS",
+        ];
+        let is_name = name.len() > 2
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        is_name
+            && (name.contains('_') || name.bytes().all(|byte| byte.is_ascii_uppercase()))
+            && (!name.starts_with("SPAWNWORK_") || own.contains(name))
+    });
+    assert!(used.len() > 10, "{used:?}");
+    for name in &used {
+        assert!(listed.contains(name), "{name} is used, and not in the page");
+    }
+    for name in listed {
+        assert!(
+            name == "SPAWNWORK_OPTION" || code.contains(name),
+            "{name} is in the page, and not used"
+        );
+    }
+}
+
+#[test]
+fn an_option_from_the_environment_loses_to_the_command_line() {
+    let refused = command(PROGRAM)
+        .env("SPAWNWORK_WORKERS", "none")
+        .arg("true")
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let line = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        line.starts_with("spawnwork: ") && line.contains("none"),
+        "{line}"
+    );
+    let missing = command(PROGRAM)
+        .env("SPAWNWORK_WORKERS", "none")
+        .args(["-n", "1", "--", "/nonexistent/program"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        missing.status.code(),
+        Some(127),
+        "{}",
+        String::from_utf8_lossy(&missing.stderr)
+    );
+}
+
+#[test]
+fn targets_of_make_have_a_line_of_help() {
+    let makefile = text_of("Makefile");
+    for target in [
+        "all",
+        "test",
+        "check",
+        "man",
+        "install",
+        "uninstall",
+        "demo",
+        "bench",
+        "clean",
+        "help",
+    ] {
+        let line = makefile
+            .lines()
+            .find(|line| line.starts_with(&format!("{target}:")));
+        assert!(line.is_some_and(|line| line.contains(" ## ")), "{target}");
+    }
+}
+
+// ---- the examples ----
+
+/// Without what a terminal, a supervisor or the user has set.
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("SPAWNWORK_") || text.starts_with("LISTEN_") {
+            command.env_remove(&name);
+        }
+    }
+    for name in [
+        "JOURNAL_STREAM",
+        "NOTIFY_SOCKET",
+        "WEB_CONCURRENCY",
+        "NODE_OPTIONS",
+        "PORT",
+        "MAKEFLAGS",
+        "MAKELEVEL",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A directory with a small app in each form that the examples name.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Place {
+        let path =
+            std::env::temp_dir().join(format!("spawnwork-docs-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(path.join("releases/1")).unwrap();
+        // Workers of another user come here too.
+        for directory in [&path, &path.join("releases"), &path.join("releases/1")] {
+            std::fs::set_permissions(directory, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let app = "require('http').createServer((request, response) => response.end('hello\\n'))\n\
+                   .listen(process.argv[2] || process.env.PORT || 3000);\n";
+        let files = [
+            ("app.js", app),
+            ("releases/1/app.js", app),
+            ("job.js", "setInterval(() => {}, 1000);\n"),
+            (
+                "package.json",
+                "{\"private\": true, \"scripts\": {\"start\": \"node app.js\"}}\n",
+            ),
+            ("app.env", "# settings\nGREETING=\"good morning\"\n"),
+            (
+                "app.py",
+                "def app(environ, start):\n    start('200 OK', [('Content-Length', '6')])\n    return [b'hello\\n']\n",
+            ),
+        ];
+        for (name, text) in files {
+            std::fs::write(path.join(name), text).unwrap();
+            std::fs::set_permissions(path.join(name), PermissionsExt::from_mode(0o644)).unwrap();
+        }
+        std::os::unix::fs::symlink("1", path.join("releases/current")).unwrap();
+        Place(path)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A spawnwork of an example.
+struct Running {
+    line: String,
+    child: Child,
+    said: Receiver<String>,
+    log: Vec<String>,
+}
+
+impl Running {
+    /// Its events up to the first that begins with `event`.
+    fn wait_for(&mut self, event: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self
+                .said
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    let found = line
+                        .split("]: ")
+                        .nth(1)
+                        .is_some_and(|said| said.starts_with(event));
+                    self.log.push(line);
+                    if found {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("no {event} of: {}\n{}", self.line, self.log.join("\n"))
+                }
+                Err(RecvTimeoutError::Disconnected) => panic!(
+                    "ended without {event}: {}\n{}",
+                    self.line,
+                    self.log.join("\n")
+                ),
+            }
+        }
+    }
+
+    /// Its end, which must be a good one.
+    fn ends(mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        // stderr is at its end when the program is.
+        loop {
+            match self
+                .said
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => self.log.push(line),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("does not end: {}\n{}", self.line, self.log.join("\n"))
+                }
+            }
+        }
+        let status = self.child.wait().unwrap();
+        assert!(
+            status.success(),
+            "{status} of: {}\n{}",
+            self.line,
+            self.log.join("\n")
+        );
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(
+            Pid::from_raw(i32::try_from(self.child.id()).unwrap()),
+            signal,
+        )
+        .unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.signal(Signal::SIGQUIT);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs the lines of a document one after another, as a person would in two terminals: a spawnwork
+/// stays until the next one is started, and other commands run beside it.
+struct Session {
+    place: Place,
+    port: u16,
+    running: Option<Running>,
+    count: usize,
+}
+
+impl Session {
+    fn new(name: &str) -> Session {
+        Session {
+            place: Place::new(name),
+            port: 0,
+            running: None,
+            count: 0,
+        }
+    }
+
+    /// All that differs from what is written there:
+    /// ports are free ones (8000 and 80 as words or behind a colon; the app's 3000 by PORT),
+    /// without root there is no `-u`, and a `make` says what it would do (`-n`).
+    fn adapted(&self, line: &str) -> String {
+        let line = line.split(" #").next().unwrap().trim();
+        let root = nix::unistd::geteuid().is_root();
+        let port = self.port.to_string();
+        let mut words: Vec<String> = Vec::new();
+        let mut source = line.split(' ').peekable();
+        while let Some(word) = source.next() {
+            match word {
+                "-u" if !root => {
+                    source.next();
+                }
+                "80" | "8000" => words.push(port.clone()),
+                "make" => words.push(format!("make -C '{}' -n", root_text())),
+                word => words.push(match word.strip_suffix(":8000") {
+                    Some(host) => format!("{host}:{port}"),
+                    None => word.to_owned(),
+                }),
+            }
+        }
+        words.join(" ")
+    }
+
+    fn shell(&self, line: &str) -> Command {
+        let directory = Path::new(PROGRAM).parent().unwrap();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let paths = std::iter::once(directory.to_owned()).chain(std::env::split_paths(&path));
+        let mut shell = command("/bin/sh");
+        shell
+            .args(["-c", line])
+            .current_dir(&self.place.0)
+            .env("PATH", std::env::join_paths(paths).unwrap())
+            .env("PORT", self.port.to_string())
+            .env("npm_config_update_notifier", "false")
+            .stdin(Stdio::null());
+        shell
+    }
+
+    fn run(&mut self, line: &str) {
+        self.count += 1;
+        if line.starts_with("spawnwork ") {
+            self.stop();
+            self.port = free_port();
+            let adapted = self.adapted(line);
+            let mut child = self
+                .shell(&format!("exec {adapted}"))
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let stderr = BufReader::new(child.stderr.take().unwrap());
+            let (sender, said) = channel();
+            std::thread::spawn(move || {
+                for line in stderr.lines() {
+                    let Ok(line) = line else { return };
+                    if sender.send(line).is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut running = Running {
+                line: adapted,
+                child,
+                said,
+                log: Vec::new(),
+            };
+            running.wait_for("generation-serving");
+            if !line.contains("job.js") {
+                assert_eq!(
+                    get(self.port),
+                    "hello\n",
+                    "{}\n{}",
+                    running.line,
+                    running.log.join("\n")
+                );
+            }
+            self.running = Some(running);
+            return;
+        }
+        let adapted = self.adapted(line);
+        let output = self.shell(&adapted).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{adapted}: {error}");
+        let event = match line.split_whitespace().nth(1) {
+            _ if !line.starts_with("kill ") => return,
+            Some("-USR2") => "reload-committed",
+            Some("-USR1") => "status",
+            Some("-TTIN") => "workers-changed",
+            _ => {
+                self.running.take().unwrap().ends();
+                return;
+            }
+        };
+        self.running.as_mut().unwrap().wait_for(event);
+        assert_eq!(get(self.port), "hello\n", "after {line}");
+    }
+
+    fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.signal(Signal::SIGTERM);
+            running.ends();
+        }
+    }
+}
+
+fn root_text() -> String {
+    root().to_string_lossy().into_owned()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn get(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default()
+}
+
+#[test]
+fn examples_of_the_page_run() {
+    let mut session = Session::new("page");
+    for line in section(&page(), "EXAMPLES") {
+        if let Some(line) = line.strip_prefix(".Dl $ ") {
+            session.run(&line.replace("\\-", "-"));
+        }
+    }
+    session.stop();
+    assert!(session.count >= 5, "only {} examples", session.count);
+}
+
+#[test]
+fn examples_of_help_run() {
+    let mut session = Session::new("help");
+    for line in help().lines().skip_while(|line| *line != "Examples:") {
+        if let Some(line) = line.strip_prefix("  ") {
+            session.run(line);
+        }
+    }
+    session.stop();
+    assert_eq!(session.count, 2);
+}
+
+#[test]
+fn commands_of_the_readme_run() {
+    let mut session = Session::new("readme");
+    let mut within = false;
+    for line in text_of("README.md").lines().map(str::trim) {
+        match line {
+            "```sh" => within = true,
+            "```" => within = false,
+            line if within && !line.is_empty() => session.run(line),
+            _ => {}
+        }
+    }
+    session.stop();
+    assert!(session.count >= 9, "only {} commands", session.count);
+}
