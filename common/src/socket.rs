@@ -227,6 +227,17 @@ pub fn backlog_again(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     Ok(listen_on(&fd, backlog_of(backlog)?)?)
 }
 
+/// Clears O_NONBLOCK, for programs that expect accept(2) to wait.
+///
+/// # Errors
+/// EBADF.
+pub fn set_blocking(fd: impl AsFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
 /// net.core.somaxconn, which cuts every backlog silently (listen(2)).
 #[must_use]
 pub fn somaxconn() -> Option<i32> {

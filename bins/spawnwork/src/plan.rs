@@ -154,9 +154,13 @@ impl Plan {
             None => Readiness::Told(Ready::Listen),
         };
         let listen = listen(&cli)?;
-        if let Readiness::Told(Ready::Fd(number)) = &ready
-            && (*number as usize) < 3 + listen.len()
-        {
+        let taken = match &ready {
+            Readiness::Told(Ready::Fd(number)) => {
+                Some(*number).filter(|number| (*number as usize) < 3 + listen.len())
+            }
+            Readiness::Told(_) | Readiness::Found => None,
+        };
+        if let Some(number) = taken {
             return Err(Error::usage(format!(
                 "--ready fd:{number} is the number of a --listen socket; take {} or higher",
                 3 + listen.len()
@@ -364,9 +368,7 @@ fn listen(cli: &Cli) -> Result<Vec<Listen>> {
         } else if let Some(wanted) = address.strip_prefix("sd:") {
             let before = list.len();
             for slot in &mut inherited {
-                if slot.as_ref().is_some_and(|one| one.name == wanted)
-                    && let Some(one) = slot.take()
-                {
+                if let Some(one) = slot.take_if(|one| one.name == wanted) {
                     list.push(Listen::Take(name.unwrap_or(wanted).to_owned(), one));
                 }
             }
@@ -384,9 +386,7 @@ fn listen(cli: &Cli) -> Result<Vec<Listen>> {
             }
             let parsed = common::cli::address(address)
                 .map_err(|why| Error::usage(format!("--listen '{text}': {why}")))?;
-            if let Address::Unix(path) = &parsed
-                && path.as_os_str().len() > 107
-            {
+            if matches!(&parsed, Address::Unix(path) if path.as_os_str().len() > 107) {
                 return Err(Error::usage(format!(
                     "--listen '{text}': the path is longer than the 107 bytes of a unix socket"
                 )));

@@ -55,9 +55,11 @@ impl Master {
             self.on_worker_time(id, now);
         }
         for index in 0..self.slots.len() {
-            if let Wait::Backoff(until) | Wait::Held(until) = self.slots[index].wait
-                && until <= now
-            {
+            let due = match self.slots[index].wait {
+                Wait::Backoff(until) | Wait::Held(until) => until <= now,
+                Wait::Nothing | Wait::Queued => false,
+            };
+            if due {
                 self.slots[index].wait = Wait::Queued;
                 self.line.push_back(index);
             }
@@ -94,14 +96,14 @@ impl Master {
                         ("generation", worker.generation.number.into()),
                         ("error", Value::from(error)),
                     ];
+                    self.late.insert(id);
                     self.say(Level::Error, events::WORKER_FAILED, &fields);
                     self.kill(id, now);
-                } else if let Readiness::Told(Ready::Exec(command)) = &self.plan.ready
-                    && worker.check.0.is_none()
-                    && worker.check.1 <= now
-                {
-                    let command = command.clone();
-                    self.start_check(id, &command, now);
+                } else if let Readiness::Told(Ready::Exec(command)) = &self.plan.ready {
+                    if worker.check.0.is_none() && worker.check.1 <= now {
+                        let command = command.clone();
+                        self.start_check(id, &command, now);
+                    }
                 }
             }
             State::Serving => {}
@@ -371,14 +373,13 @@ impl Master {
             ("took", now.saturating_duration_since(worker.started).into()),
         ];
         self.ever_ready = true;
+        self.late.clear();
         self.say(Level::Info, events::WORKER_READY, &fields);
         let is_next = self
             .slots
             .get(slot)
             .is_some_and(|slot| slot.next == Some(id));
-        if let Phase::Reloading(reloading) = &mut self.phase
-            && is_next
-        {
+        if let (Phase::Reloading(reloading), true) = (&mut self.phase, is_next) {
             reloading.steps.ready(slot, now);
             let canary = !reloading.back && reloading.steps.canary() == Some(slot);
             if canary {
@@ -464,7 +465,7 @@ impl Master {
             fields.push(("error", cause.clone().into()));
         }
         let unexpected = worker.stays() || worker.cause.is_some();
-        if unexpected && let Some(text) = last_words(&worker.last) {
+        if let Some(text) = last_words(&worker.last).filter(|_| unexpected) {
             fields.push(("stderr", text.into()));
         }
         self.say(
@@ -528,20 +529,30 @@ impl Master {
             {
                 self.say(Level::Error, events::WORKER_FAILED, &[("generation", 1u32.into()), ("error", "every worker ended with status 0 before it was ready; a job that ends is not a service".into())]);
                 self.stop(Exit::No, now);
+            } else if !self.ever_ready
+                && matches!(self.phase, Phase::Initial)
+                && self.nobody_in_time(id)
+            {
+                // Each has had its --ready-timeout and the next would have no other end.
+                self.stop(Exit::No, now);
             } else {
                 self.after_death(slot, end, uptime, now);
                 // At once, not at the next turn of the loop: this is the way back after a kill -9.
                 self.start_line(now);
             }
         }
-        if let Phase::Reloading(reloading) = &mut self.phase
-            && reloading.steps.emptied(slot)
-        {
-            let target = Rc::clone(&reloading.target);
-            self.start_next(slot, &target, now);
-        }
+        self.start_emptied(slot, now);
         self.sweep(worker, now);
         self.drop_sockets();
+    }
+
+    /// Whether `id`, which has just ended, and all others of the first generation were late.
+    fn nobody_in_time(&mut self, id: u64) -> bool {
+        if self.late.contains(&id) {
+            let others = self.workers.keys().all(|other| self.late.contains(other));
+            return others && self.line.is_empty();
+        }
+        false
     }
 
     fn all_left_at_once(&self) -> bool {
@@ -808,13 +819,7 @@ impl Master {
                     });
                     match old {
                         Some(id) => self.leave(id, now),
-                        None => {
-                            if let Phase::Reloading(reloading) = &mut self.phase
-                                && reloading.steps.emptied(slot)
-                            {
-                                self.start_next(slot, &target, now);
-                            }
-                        }
+                        None => self.start_emptied(slot, now),
                     }
                 }
                 Step::Switch(index) => {
@@ -830,6 +835,16 @@ impl Master {
                     }
                 }
                 Step::Commit => self.commit(now),
+            }
+        }
+    }
+
+    /// A slot that a reload had to empty first is empty now.
+    fn start_emptied(&mut self, slot: usize, now: Instant) {
+        if let Phase::Reloading(reloading) = &mut self.phase {
+            if reloading.steps.emptied(slot) {
+                let target = Rc::clone(&reloading.target);
+                self.start_next(slot, &target, now);
             }
         }
     }

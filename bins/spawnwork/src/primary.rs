@@ -4,7 +4,7 @@ use crate::cli::Balance;
 use crate::events;
 use crate::node::channel::{Channel, Ended};
 use crate::node::message::{self, HandleType, Message, Query};
-use crate::node::sockets::{Answer, Asker, key_of};
+use crate::node::sockets::{Answer, Asker, asked_for, key_of};
 use crate::plan::Node;
 use crate::run::{Master, Phase, Token};
 use crate::worker::State;
@@ -250,7 +250,7 @@ impl Master {
                     events::BIND_REFUSED,
                     &[
                         ("slot", slot.into()),
-                        ("address", address.clone().into()),
+                        ("address", asked_for(&query.wanted).into()),
                         ("error", error.into()),
                     ],
                 );
@@ -484,12 +484,10 @@ impl Master {
                 continue;
             };
             self.close_channel(id);
-            if self
+            let added = self
                 .events
-                .add(&channel, Token::Channel(id).number(), Interest::Read)
-                .is_ok()
-                && let Some(worker) = self.workers.get_mut(&id)
-            {
+                .add(&channel, Token::Channel(id).number(), Interest::Read);
+            if let (Ok(()), Some(worker)) = (added, self.workers.get_mut(&id)) {
                 worker.channel = Some(channel);
                 worker.open_queries = 0;
             }

@@ -96,18 +96,14 @@ impl Reload {
     pub fn advance(&mut self, now: Instant) -> Vec<Step> {
         let mut steps = Vec::new();
         for slot in &mut self.slots {
-            if let Progress::Ready(since) = *slot
-                && now.saturating_duration_since(since) >= self.rules.probation
+            if matches!(*slot, Progress::Ready(since)
+                if now.saturating_duration_since(since) >= self.rules.probation)
             {
                 *slot = Progress::Proven;
             }
         }
-        if let Some(canary) = self.canary
-            && matches!(
-                self.slots.get(canary),
-                Some(Progress::Proven | Progress::Switched)
-            )
-        {
+        let canary = self.canary.and_then(|canary| self.slots.get(canary));
+        if matches!(canary, Some(Progress::Proven | Progress::Switched)) {
             self.canary_proven = true;
         }
         let all_at_once = self.rules.surge >= self.slots.len();

@@ -19,7 +19,7 @@ use common::signal::{Received, Sender, Signals};
 use common::socket::{self, Address};
 use common::sys;
 use common::wait::{Interest, Loop, Wake};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -130,6 +130,8 @@ pub struct Master {
     pub(crate) started: Instant,
     pub(crate) ever_ready: bool,
     pub(crate) served: bool,
+    /// Workers of the first generation that were not ready in time.
+    pub(crate) late: BTreeSet<u64>,
     pub(crate) lost: u64,
 }
 
@@ -176,6 +178,7 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
         started: Instant::now(),
         ever_ready: false,
         served: false,
+        late: BTreeSet::new(),
         lost: 0,
         plan,
     };
@@ -208,14 +211,15 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
 
 impl Master {
     fn listen(&mut self, one: Listen) -> Result<()> {
+        let bound = matches!(one, Listen::Bind(..));
         let (name, address, fd) = match one {
             Listen::Bind(name, address) => {
                 let fd = socket::listen(&address, self.plan.rights, self.plan.backlog).map_err(
                     |why| {
                         let mut text = common::error::describe(&why);
-                        if why.kind() == std::io::ErrorKind::AddrInUse
-                            && let Some((pid, command)) = socket::holder_of(&address)
-                        {
+                        let holder = (why.kind() == std::io::ErrorKind::AddrInUse)
+                            .then(|| socket::holder_of(&address));
+                        if let Some((pid, command)) = holder.flatten() {
                             text = format!("{text} (held by pid {pid}, {command})");
                         }
                         Error::new(&format!("bind {address}"), text)
@@ -230,10 +234,10 @@ impl Master {
                     }
                     _ => address,
                 };
-                if let Address::Unix(path) = &real
-                    && let Ok(made) = common::file::identity(path)
-                {
-                    self.own_paths.push((path.clone(), made));
+                if let Address::Unix(path) = &real {
+                    let made = common::file::identity(path);
+                    self.own_paths
+                        .extend(made.ok().map(|made| (path.clone(), made)));
                 }
                 self.warn_of_somaxconn(&real.to_string());
                 (name, real, fd)
@@ -266,15 +270,18 @@ impl Master {
             events::SOCKET_BOUND,
             &[("address", address.to_string().into())],
         );
+        // A plain program expects accept(2) to wait; node sets O_NONBLOCK itself, and we need it for
+        // round-robin. An inherited socket stays as it was: others may share it.
+        if bound && self.plan.node == Node::No {
+            socket::set_blocking(&fd).doing(&format!("make {address} blocking"))?;
+        }
         self.given.push((address, Rc::new(fd)));
         self.given_names.push(name);
         Ok(())
     }
 
     pub(crate) fn warn_of_somaxconn(&self, address: &str) {
-        if let Some(limit) = socket::somaxconn()
-            && limit < self.plan.backlog
-        {
+        if let Some(limit) = socket::somaxconn().filter(|limit| *limit < self.plan.backlog) {
             let fields = [
                 ("address", address.to_owned().into()),
                 ("backlog", self.plan.backlog.into()),
@@ -329,11 +336,11 @@ impl Master {
         loop {
             let now = Instant::now();
             self.on_time(now);
-            if let Phase::Stopping(exit) = self.phase
-                && self.workers.is_empty()
-                && self.leftovers.is_empty()
-            {
-                return Ok(exit);
+            match self.phase {
+                Phase::Stopping(exit) if self.workers.is_empty() && self.leftovers.is_empty() => {
+                    return Ok(exit);
+                }
+                Phase::Stopping(_) | Phase::Initial | Phase::Running | Phase::Reloading(_) => {}
             }
             self.drive_outputs();
             self.events
@@ -639,8 +646,9 @@ impl Master {
                     .streams
                     .get(&id)
                     .map_or(1, |stream| self.index_of(stream.which));
-                if let Some(output) = self.outputs[index].as_mut()
-                    && !output.has_room()
+                if let Some(output) = self.outputs[index]
+                    .as_mut()
+                    .filter(|output| !output.has_room())
                 {
                     output.finish(deadline.saturating_duration_since(Instant::now()));
                     if !output.has_room() {

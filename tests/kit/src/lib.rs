@@ -1,1 +1,102 @@
-//! kit
+//! The tests' harness: programs are started and watched from outside, as an operator would.
+//!
+//! | I need | module |
+//! | --- | --- |
+//! | a program under test, its event lines, its end | [`run`] |
+//! | one request | [`http`] |
+//! | many requests, each failure counted by its kind | [`load`] |
+//! | a temporary directory | [`dir`] |
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc
+)]
+
+pub mod dir;
+pub mod http;
+pub mod load;
+pub mod run;
+
+pub use dir::Dir;
+pub use run::{Finished, Run, Running, field};
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long anything is waited for: a slow machine is no failure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The workspace.
+#[must_use]
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// One of `tests/apps`.
+#[must_use]
+pub fn app(name: &str) -> PathBuf {
+    root().join("tests/apps").canonicalize().unwrap().join(name)
+}
+
+/// Where `tests/setup.sh` puts what comes from npm.
+#[must_use]
+pub fn cache() -> PathBuf {
+    let from = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    from("NIRVANA_CACHE").unwrap_or_else(|| {
+        from("XDG_CACHE_HOME")
+            .unwrap_or_else(|| {
+                from("HOME")
+                    .unwrap_or_else(|| "/root".into())
+                    .join(".cache")
+            })
+            .join("nirvana-tests")
+    })
+}
+
+/// The node of a major version.
+#[must_use]
+pub fn node(version: &str) -> PathBuf {
+    let path = cache().join(format!("node-{version}/bin/node"));
+    assert!(
+        path.exists(),
+        "{} is missing: run tests/setup.sh",
+        path.display()
+    );
+    path
+}
+
+/// The releases of Node that everything is tried on.
+pub const NODES: [&str; 6] = ["16", "18", "20", "22", "24", "26"];
+
+/// Asks again and again until there is an answer.
+pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port that nobody has at the moment.
+#[must_use]
+pub fn free_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Below the range of ephemeral ports, which connecting clients take at random; each process of the
+    // tests begins elsewhere.
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000
+            + (std::process::id() as u16)
+                .wrapping_mul(37)
+                .wrapping_add(step)
+                % 20_000;
+        if std::net::TcpListener::bind(("::", port)).is_ok() {
+            return port;
+        }
+    }
+}

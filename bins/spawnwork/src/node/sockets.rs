@@ -254,9 +254,7 @@ impl Shared {
     }
 
     fn unlink(&self) {
-        if let Some((path, _)) = &self.path
-            && self.still_there()
-        {
+        if let Some((path, _)) = self.path.as_ref().filter(|_| self.still_there()) {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -276,6 +274,20 @@ fn by_index(wanted: &Wanted) -> bool {
         wanted,
         Wanted::Tcp { port: 0, .. } | Wanted::Udp { port: 0, .. }
     )
+}
+
+/// What was asked for, for people.
+#[must_use]
+pub fn asked_for(wanted: &Wanted) -> String {
+    match wanted {
+        Wanted::Tcp { host, port, .. } | Wanted::Udp { host, port, .. } => match host {
+            Some(host) if host.contains(':') => format!("[{host}]:{port}"),
+            Some(host) => format!("{host}:{port}"),
+            None => port.to_string(),
+        },
+        Wanted::Unix(path) => format!("unix:{path}"),
+        Wanted::Fd(fd) => format!("fd:{fd}"),
+    }
 }
 
 /// address:port:addressType:fd, and the index where it counts, as Node's own primary makes it.
@@ -357,10 +369,11 @@ fn bind(query: &Query, asker: Asker) -> io::Result<OwnedFd> {
             None => Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)),
         }
     };
-    if let Wanted::Tcp { port, .. } | Wanted::Udp { port, .. } = &query.wanted
-        && *port != 0
-        && *port < asker.lowest_port
-    {
+    let port = match query.wanted {
+        Wanted::Tcp { port, .. } | Wanted::Udp { port, .. } => port,
+        Wanted::Unix(_) | Wanted::Fd(_) => 0,
+    };
+    if port != 0 && port < asker.lowest_port {
         return Err(refused(nix::errno::Errno::EACCES));
     }
     match &query.wanted {
