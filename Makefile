@@ -44,7 +44,7 @@ uninstall: ## remove what install put there, and nothing else
 	rm -f $(TOOLS:%="$(BINDIR)/%") $(patsubst man/%,"$(MANDIR)/%",$(PAGES1) $(PAGES7))
 
 demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 1 if a request failed
-	$(CARGO) build --release --package kit --bin demo
+	$(CARGO) build --release --package kit --bins
 	"$(TARGET)/release/demo" "$(TARGET)/release/spawnwork" tests/apps
 
 bench: all ## ours beside Node's own cluster and PM2: memory, wake-ups, respawn, requests, reloads

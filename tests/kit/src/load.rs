@@ -33,6 +33,8 @@ pub struct Tally {
     pub failed: BTreeMap<Failure, u64>,
     /// Who answered how many.
     pub served: BTreeMap<String, u64>,
+    /// Failures on connections that had served before: their kind, and who had answered on them.
+    pub broken: Vec<(Failure, String)>,
     /// How long each took.
     pub took: Vec<Duration>,
 }
@@ -50,6 +52,25 @@ impl Tally {
         self.failed.get(&kind).copied().unwrap_or(0)
     }
 
+    /// The failures that the death of the worker `pid` does not explain: what it had in hand was broken
+    /// off or not answered, nothing was refused, and connections of others went on.
+    #[must_use]
+    pub fn not_in_hands_of(&self, pid: &str) -> u64 {
+        let own = |kind: &Failure| matches!(kind, Failure::Reset | Failure::Empty);
+        let foreign = self
+            .broken
+            .iter()
+            .filter(|(kind, who)| own(kind) && who != pid)
+            .count() as u64;
+        let others: u64 = self
+            .failed
+            .iter()
+            .filter(|(kind, _)| !own(kind))
+            .map(|(_, count)| count)
+            .sum();
+        foreign + others
+    }
+
     /// The time that `part` (0 to 1) of the requests stayed below.
     #[must_use]
     pub fn quantile(&self, part: f64) -> Duration {
@@ -62,6 +83,7 @@ impl Tally {
     fn add(&mut self, other: Tally) {
         self.requests += other.requests;
         self.took.extend(other.took);
+        self.broken.extend(other.broken);
         for (kind, count) in other.failed {
             *self.failed.entry(kind).or_default() += count;
         }
@@ -125,18 +147,22 @@ impl Load {
 fn client(options: &Options, number: usize, over: &AtomicBool, answered: &AtomicU64) -> Tally {
     let keep = number < options.keep_alive;
     let mut tally = Tally::default();
-    let mut kept: Option<Connection> = None;
+    let mut kept: Option<(Connection, String)> = None;
     let mut turn = number;
     while !over.load(Ordering::Relaxed) {
         let path = options.paths[turn % options.paths.len()];
         turn += 1;
         let begun = Instant::now();
         tally.requests += 1;
+        let before = kept.as_ref().map(|(_, who)| who.clone());
         let result = one(options, path, keep, &mut kept);
+        if let (Err(kind), Some(who)) = (&result, before) {
+            tally.broken.push((*kind, who));
+        }
         match result {
             Ok(body) if body.starts_with(options.expect) => {
                 tally.took.push(begun.elapsed());
-                let who = body.split_whitespace().nth(1).unwrap_or("-").to_owned();
+                let who = who_of(&body);
                 *tally.served.entry(who).or_default() += 1;
                 answered.fetch_add(1, Ordering::Relaxed);
             }
@@ -151,20 +177,24 @@ fn client(options: &Options, number: usize, over: &AtomicBool, answered: &Atomic
     tally
 }
 
+fn who_of(body: &str) -> String {
+    body.split_whitespace().nth(1).unwrap_or("-").to_owned()
+}
+
 fn one(
     options: &Options,
     path: &str,
     keep: bool,
-    kept: &mut Option<Connection>,
+    kept: &mut Option<(Connection, String)>,
 ) -> Result<String, Failure> {
     let mut connection = match kept.take() {
-        Some(connection) => connection,
+        Some((connection, _)) => connection,
         None => http::connect(&options.address, options.timeout)?,
     };
     // No second try on a kept connection, though RFC 9112 9.3.1 allows one: a drain does without.
     let reply = http::exchange(&mut connection, path, keep)?;
     if keep && reply.keeps {
-        *kept = Some(connection);
+        *kept = Some((connection, who_of(&reply.body)));
     }
     if reply.status == 200 {
         Ok(reply.body)

@@ -134,9 +134,12 @@ pub struct Finished {
     pub err: String,
 }
 
+/// What came so far, and whether that is all.
+type SoFar = (Vec<u8>, bool);
+
 /// What a thread reads from a pipe.
 #[derive(Clone, Debug)]
-struct Collected(Arc<(Mutex<(Vec<u8>, bool)>, Condvar)>);
+struct Collected(Arc<(Mutex<SoFar>, Condvar)>);
 
 impl Collected {
     fn of(pipe: Option<impl Read + Send + 'static>) -> Collected {
