@@ -252,11 +252,11 @@ impl Running {
                 }
             }
             let left = end.saturating_duration_since(Instant::now());
-            assert!(
-                !left.is_zero() && !state.1,
-                "no line '{what}' in:\n{}",
-                String::from_utf8_lossy(&state.0)
-            );
+            if left.is_zero() || state.1 {
+                let text = String::from_utf8_lossy(&state.0).into_owned();
+                drop(state);
+                panic!("no line '{what}' in:\n{text}");
+            }
             state = collected.0.1.wait_timeout(state, left).unwrap().0;
         }
     }

@@ -1,0 +1,14 @@
+// Serves, and writes what is no message into its channel when it is asked to.
+const fs = require('fs');
+const http = require('http');
+
+const channel = process.env.CHANNEL_FD ? Number(process.env.CHANNEL_FD) : process.channel.fd;
+http.createServer((request, response) => {
+  if (request.url === '/garbage') fs.writeSync(channel, 'this is no JSON\n');
+  if (request.url === '/endless') {
+    try {
+      for (let count = 0; count < 400; count += 1) fs.writeSync(channel, 'x'.repeat(8192));
+    } catch { /* the channel was closed */ }
+  }
+  response.end(`hello ${process.pid}\n`);
+}).listen(Number(process.env.PORT), '127.0.0.1');
