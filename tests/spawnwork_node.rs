@@ -487,7 +487,9 @@ fn garbage_on_a_channel_costs_the_worker_its_channel_and_nobody_else_anything() 
             .start();
         master.event("generation-serving");
         let before = hello(port).unwrap();
-        let _ = get(format!("127.0.0.1:{port}"), path);
+        // The request that did it is answered all the same: what was begun is finished.
+        let answer = get(format!("127.0.0.1:{port}"), path).unwrap().body;
+        assert_eq!(answer, format!("hello {before}\n"));
         let line = master.event("channel-closed");
         assert_eq!(field(&line, "pid"), before);
         master.event("worker-ready");

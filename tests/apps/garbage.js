@@ -6,9 +6,14 @@ const channel = process.env.CHANNEL_FD ? Number(process.env.CHANNEL_FD) : proces
 http.createServer((request, response) => {
   if (request.url === '/garbage') fs.writeSync(channel, 'this is no JSON\n');
   if (request.url === '/endless') {
-    try {
-      for (let count = 0; count < 400; count += 1) fs.writeSync(channel, 'x'.repeat(8192));
-    } catch { /* the channel was closed */ }
+    for (let sent = 0; sent < 4e6;) {
+      try {
+        sent += fs.writeSync(channel, 'x'.repeat(8192));
+      } catch (error) {
+        // The channel does not block; any other error means that it was closed.
+        if (error.code !== 'EAGAIN') break;
+      }
+    }
   }
   response.end(`hello ${process.pid}\n`);
 }).listen(Number(process.env.PORT), '127.0.0.1');

@@ -330,6 +330,7 @@ impl Master {
                 open_queries: 0,
                 listening_since: None,
                 disconnected: false,
+                cut_off: false,
                 notified: false,
                 shown: false,
                 ready_fd,
@@ -657,7 +658,7 @@ impl Master {
             ("pid", worker.child.pid().into()),
         ];
         let by_channel = worker.channel.is_some() && served && self.plan.stop_signal.is_none();
-        if !by_channel {
+        if !by_channel && !worker.cut_off {
             worker
                 .child
                 .signal_group(self.plan.stop_signal.unwrap_or(TERM));

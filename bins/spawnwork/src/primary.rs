@@ -75,10 +75,6 @@ impl Master {
             ("error", why.describe().into()),
         ];
         let error = why.describe().to_owned();
-        let was_next = self
-            .slots
-            .get(worker.slot)
-            .is_some_and(|slot| slot.next == Some(id));
         self.say(Level::Error, events::CHANNEL_CLOSED, &fields);
         // Its requests end in peace; another one takes its place.
         let Some(worker) = self.workers.get_mut(&id) else {
@@ -86,9 +82,7 @@ impl Master {
         };
         if worker.stays() {
             worker.cause = Some(error);
-            if !was_next && matches!(worker.state, State::Starting | State::Serving) {
-                worker.listening_since = None;
-            }
+            worker.cut_off = self.preload.is_some() && worker.listening_since.is_some();
             self.leave(id, now);
         }
     }

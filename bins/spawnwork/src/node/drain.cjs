@@ -6,6 +6,8 @@
   const { env } = process;
   // NODE_UNIQUE_ID is deleted from the environment by now; the cluster module is loaded already.
   if (!process.send || !require('worker_threads').isMainThread || !require('cluster').isWorker) return;
+  // Without a script (node -e) node is no worker, and our listeners would hold its channel for ever.
+  if (!process.argv[1]) return;
   // The app's own children are to start as if we had never been.
   const option = `--require=${__filename}`;
   const options = (env.NODE_OPTIONS || '').split(' ').filter((word) => word && word !== option);
@@ -102,6 +104,11 @@
     }
     // All servers are closed. An app that cleans up on TERM (closes its pools, stops its timers) is
     // given the occasion: by itself it would never learn that it is over.
-    if (process.listenerCount('SIGTERM') > 0) process.kill(process.pid, 'SIGTERM');
+    if (process.listenerCount('SIGTERM') > 0) {
+      // A signal alone does not keep the event loop alive until it is delivered.
+      const hold = setInterval(() => {}, 1000);
+      process.prependOnceListener('SIGTERM', () => clearInterval(hold));
+      process.kill(process.pid, 'SIGTERM');
+    }
   });
 })();
