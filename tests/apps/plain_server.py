@@ -36,6 +36,8 @@ def answer(connection):
         path = request.split(b" ")[1].decode()
         if path.startswith("/exit/"):
             os._exit(int(path[6:]))
+        if path == "/shutdown":
+            socket.socket(fileno=os.dup(3)).shutdown(socket.SHUT_RDWR)
         body = "worker=%s pid=%d generation=%s\n" % (
             os.environ["WORKER_ID"],
             os.getpid(),

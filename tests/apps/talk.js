@@ -5,7 +5,7 @@ const id = process.env.WORKER_ID;
 let number = 0;
 const line = (n) => {
   const mark = `${id} ${String(n).padStart(7, '0')}`;
-  return `${mark} ${'x'.repeat(length - 2 * mark.length - 3)} ${mark}\n`;
+  return `${mark} ${'x'.repeat(length - 2 * mark.length - 2)} ${mark}\n`;
 };
 const more = () => {
   while (number < count) {

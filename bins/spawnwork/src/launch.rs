@@ -281,10 +281,9 @@ fn environment(
     if let Some(rendezvous) = &given.rendezvous {
         set(shim::VARIABLE, rendezvous.clone());
         let own = std::env::current_exe().doing("find our own program")?;
-        set(
-            "npm_config_script_shell",
-            own.to_string_lossy().into_owned(),
-        );
+        for name in shim::SCRIPT_SHELLS {
+            set(name, own.to_string_lossy().into_owned());
+        }
     }
     if let Some(path) = &given.preload {
         set(

@@ -7,7 +7,6 @@ use crate::node::message::{self, HandleType, Message, Query};
 use crate::node::sockets::{Answer, Asker, asked_for, key_of};
 use crate::plan::Node;
 use crate::run::{Master, Phase, Token};
-use crate::worker::State;
 use common::event::Level;
 use common::socket;
 use common::wait::{Interest, Wake};

@@ -18,6 +18,10 @@ pub const VARIABLE: &str = "SPAWNWORK_SHIM";
 /// The preload's path, for NODE_OPTIONS of the script alone.
 pub const PRELOAD: &str = "SPAWNWORK_SHIM_PRELOAD";
 
+/// How package managers are told which shell runs their scripts: npm, npx, yarn 1 and older pnpm by the
+/// first; pnpm from 11 on reads settings under its own name only.
+pub const SCRIPT_SHELLS: [&str; 2] = ["npm_config_script_shell", "pnpm_config_script_shell"];
+
 /// The master's side: an abstract socket (nothing on disk) that shims connect to.
 #[derive(Debug)]
 pub struct Rendezvous {
@@ -99,7 +103,8 @@ pub fn run(rendezvous: &str, arguments: impl Iterator<Item = OsString>) -> Resul
         .args(arguments)
         .env_remove(VARIABLE)
         .env_remove(PRELOAD)
-        .env_remove("npm_config_script_shell")
+        .env_remove(SCRIPT_SHELLS[0])
+        .env_remove(SCRIPT_SHELLS[1])
         .env("NODE_CHANNEL_FD", channel.as_raw_fd().to_string())
         .env("NODE_CHANNEL_SERIALIZATION_MODE", "json")
         .env("NODE_UNIQUE_ID", worker);

@@ -1,0 +1,190 @@
+//! What workers say: whole, complete, and no reason to stop serving.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs
+)]
+
+use kit::http::get;
+use kit::load::{Load, Options};
+use kit::{Dir, Run, app, eventually, free_port};
+use nix::sys::signal::Signal;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::time::Duration;
+
+fn spawnwork(args: &[&str]) -> Run {
+    Run::new(env!("CARGO_BIN_EXE_spawnwork")).args(args)
+}
+
+#[test]
+fn lines_of_four_workers_at_once_are_whole_and_all_there() {
+    for (length, count) in [(100, 20_000), (5_000, 2_000), (100_000, 100)] {
+        let mut master = spawnwork(&["-n", "4", "--", "node"])
+            .args([app("talk.js")])
+            .args([length.to_string(), count.to_string()])
+            .env("PORT", free_port().to_string())
+            .start();
+        master.event("generation-serving");
+        let total = 4 * count * (length + 1);
+        eventually("all lines came", || {
+            (master.out().len() >= total).then_some(())
+        });
+        assert_eq!(master.stop(), 0);
+        let out = master.out_to_its_end();
+        let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+        for line in out.lines() {
+            assert_eq!(line.len(), length, "torn: {:.60}", line);
+            let mark = &line[..9];
+            assert!(line.ends_with(mark), "torn: {mark}");
+            let number: usize = mark[2..].parse().unwrap();
+            let last = seen.entry(&line[..1]).or_default();
+            assert_eq!(number, *last + 1, "lost, or out of order: {mark}");
+            *last = number;
+        }
+        assert_eq!(seen.values().copied().collect::<Vec<_>>(), [count; 4]);
+    }
+}
+
+#[test]
+fn a_burst_before_the_end_is_all_there_and_its_last_lines_are_in_the_report() {
+    let mut master = spawnwork(&["-n", "1", "--respawn-limit", "1/1h", "--", "node"])
+        .args([app("burst.js")])
+        .args(["100000"])
+        .start();
+    let report = master.event("worker-exited");
+    assert!(report.contains("burst 100000\""), "{report}");
+    assert!(report.contains("burst 99981 | burst 99982"), "{report}");
+    // It may be given another try: what counts is that no number of the first burst is missing.
+    master.end();
+    let err = master.err();
+    let burst: Vec<&String> = err
+        .iter()
+        .filter(|line| line.starts_with("burst "))
+        .collect();
+    assert_eq!(burst.len() % 100_000, 0, "{}", burst.len());
+    for (index, line) in burst.iter().enumerate() {
+        assert_eq!(**line, format!("burst {}", index % 100_000 + 1));
+    }
+}
+
+#[test]
+fn a_reader_that_stops_for_five_seconds_costs_no_request() {
+    let port = free_port();
+    let (mut reader, writer) = pipe();
+    let mut master = spawnwork(&["-n", "2", "--probation", "100ms", "--", "node"])
+        .args([app("chatty.js")])
+        .env("PORT", port.to_string())
+        .stdout(writer)
+        .start();
+    master.event("generation-serving");
+    let load = Load::start(&Options {
+        address: format!("127.0.0.1:{port}"),
+        keep_alive: 8,
+        fresh: 8,
+        paths: vec!["/"],
+        expect: "hello ",
+        timeout: Duration::from_secs(30),
+    });
+    // Nobody reads. The reload shows that the master goes on as ever.
+    std::thread::sleep(Duration::from_secs(5));
+    master.signal(Signal::SIGUSR2);
+    master.event("reload-committed");
+    let lines = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        reader.read_to_end(&mut text).unwrap();
+        text
+    });
+    load.answer(100);
+    let tally = load.stop();
+    assert_eq!(tally.failures(), 0, "{:?}", tally.failed);
+    assert_eq!(master.stop(), 0);
+    drop(master);
+    let text = lines.join().unwrap();
+    let lines = text
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    let mut count = 0;
+    for line in lines {
+        assert_eq!(line.len(), 202, "torn: {}", String::from_utf8_lossy(line));
+        count += 1;
+    }
+    assert_eq!(count, tally.requests, "a line for each request");
+}
+
+#[test]
+fn a_reader_that_is_gone_kills_nobody() {
+    let port = free_port();
+    let (reader, writer) = pipe();
+    let mut master = spawnwork(&["-n", "2", "--", "node"])
+        .args([app("chatty.js")])
+        .env("PORT", port.to_string())
+        .stdout(writer)
+        .start();
+    master.event("generation-serving");
+    drop(reader);
+    for _ in 0..50 {
+        get(format!("127.0.0.1:{port}"), "/").unwrap();
+    }
+    master.event("lines-lost");
+    get(format!("127.0.0.1:{port}"), "/").unwrap();
+    assert!(!master.err().join("\n").contains("worker-exited"));
+    assert_eq!(master.stop(), 0);
+}
+
+#[test]
+fn prefixes_go_before_each_line_of_both_streams() {
+    let script = "echo out $WORKER_ID; echo err $WORKER_ID >&2; printf unfinished; exec sleep 1000";
+    let mut master = spawnwork(&[
+        "-n",
+        "2",
+        "--prefix",
+        "[%i %g %p] ",
+        "--ready",
+        "alive:100ms",
+    ])
+    .args(["--", "sh", "-c", script])
+    .start();
+    let first = master.event_with("worker-started", "slot=0");
+    let pid = kit::field(&first, "pid");
+    master.event("generation-serving");
+    let wanted = format!("[0 1 {pid}] ");
+    assert!(
+        master.err().contains(&format!("{wanted}err 0")),
+        "{:?}",
+        master.err()
+    );
+    assert!(
+        master.out().contains(&format!("{wanted}out 0\n")),
+        "{}",
+        master.out()
+    );
+    assert_eq!(master.stop(), 0);
+    // What has no newline at its end is a line when its writer has gone.
+    let out = master.out_to_its_end();
+    assert!(out.contains(&format!("{wanted}unfinished\n")), "{out}");
+}
+
+#[test]
+fn output_that_is_inherited_goes_straight_to_the_file() {
+    let dir = Dir::new();
+    let path = dir.path().join("out");
+    let file = std::fs::File::create(&path).unwrap();
+    let mut master = spawnwork(&["-n", "1", "--ready", "alive:100ms", "--", "sh", "-c"])
+        .args(["readlink /proc/self/fd/1; exec sleep 1000"])
+        .stdout(file)
+        .start();
+    master.event("generation-serving");
+    let said = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        said.trim(),
+        path.canonicalize().unwrap().display().to_string()
+    );
+    assert_eq!(master.stop(), 0);
+}
+
+fn pipe() -> (std::fs::File, std::fs::File) {
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    (reader.into(), writer.into())
+}
