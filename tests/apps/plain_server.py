@@ -1,7 +1,7 @@
 """A server that knows nothing of Node: it accepts, blocking, on the sockets of LISTEN_FDS.
 
-Arguments: notify (READY=1 to NOTIFY_SOCKET), helper (a child process says it), late:FILE (STATUS at
-once, READY=1 when FILE exists), fd:N (a newline to descriptor N).
+Argument: notify (READY=1 to NOTIFY_SOCKET), helper (a child process says it), or fd:N (a newline to
+descriptor N).
 """
 
 import os
@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 SAY = """
 import os, socket, sys
@@ -71,11 +70,6 @@ def main():
             say("READY=1")
         elif how == "helper":
             subprocess.run([sys.executable, "-c", SAY, "READY=1"], check=True)
-        elif how == "late":
-            say("STATUS=loading")
-            while not os.path.exists(rest):
-                time.sleep(0.01)
-            say("STATUS=loaded\nREADY=1")
         elif how == "fd":
             os.write(int(rest), b"\n")
     for thread in threads:

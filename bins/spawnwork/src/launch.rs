@@ -136,6 +136,8 @@ pub struct Given<'a> {
     pub rendezvous: Option<String>,
     /// The drain module.
     pub preload: Option<String>,
+    /// Whether that holds the worker back from accepting until it is told.
+    pub held: bool,
 }
 
 /// The environment that is nobody's business but ours, or that the worker gets from us.
@@ -290,6 +292,9 @@ fn environment(
             "SPAWNWORK_DRAIN_MS",
             plan.stop_timeout.as_millis().to_string(),
         );
+        if given.held {
+            set("SPAWNWORK_HOLD", "1".to_owned());
+        }
         if given.rendezvous.is_some() {
             set(shim::PRELOAD, path.clone());
         } else {

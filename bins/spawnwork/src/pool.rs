@@ -41,6 +41,13 @@ pub struct Reloading {
     pub back: bool,
 }
 
+/// Whether a worker may take connections as soon as it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beginning {
+    Open,
+    Held,
+}
+
 /// A worker that has started as one of the newest counts as starting for this long: others need not
 /// wait for one that hangs.
 const STAGGER: Duration = Duration::from_secs(2);
@@ -202,7 +209,7 @@ impl Master {
             }
             self.slots[index].wait = Wait::Nothing;
             let generation = Rc::clone(&self.slots[index].generation);
-            match self.start_worker(index, &generation, now) {
+            match self.start_worker(index, &generation, Beginning::Open, now) {
                 Ok(id) => self.slots[index].current = Some(id),
                 Err(error) => {
                     self.say(
@@ -225,6 +232,7 @@ impl Master {
         &mut self,
         slot: usize,
         generation: &Rc<Generation>,
+        beginning: Beginning,
         now: Instant,
     ) -> Result<u64> {
         use common::error::Doing;
@@ -290,6 +298,11 @@ impl Master {
             .preload
             .as_ref()
             .map(|preload| preload.path().to_string_lossy().into_owned());
+        // A new release that fails in its probation takes no request along: until the switch the old
+        // one has them all. With surge 0 there is no old one in this slot.
+        given.held =
+            beginning == Beginning::Held && self.plan.node != Node::No && given.preload.is_some();
+        let held = given.held;
         let image = launch::image(&self.plan, who, &given)?;
         let child = Child::start(&image).doing("start a worker")?;
         drop(kept);
@@ -330,6 +343,7 @@ impl Master {
                 open_queries: 0,
                 listening_since: None,
                 disconnected: false,
+                held,
                 cut_off: false,
                 notified: false,
                 shown: false,
@@ -831,6 +845,10 @@ impl Master {
                     slot.generation = Rc::clone(&target);
                     slot.history.clear();
                     slot.wait = Wait::Nothing;
+                    let new = slot.current;
+                    if let Some(new) = new {
+                        self.let_accept(new, now);
+                    }
                     if let Some(old) = old {
                         self.leave(old, now);
                     }
@@ -851,7 +869,12 @@ impl Master {
     }
 
     fn start_next(&mut self, slot: usize, target: &Rc<Generation>, now: Instant) {
-        match self.start_worker(slot, target, now) {
+        let beginning = if self.plan.rules(self.slots.len()).surge > 0 {
+            Beginning::Held
+        } else {
+            Beginning::Open
+        };
+        match self.start_worker(slot, target, beginning, now) {
             Ok(id) => {
                 if let Some(slot) = self.slots.get_mut(slot) {
                     slot.next = Some(id);

@@ -134,6 +134,7 @@ impl Master {
             Message::Listening => {
                 worker.open_queries = worker.open_queries.saturating_sub(1);
                 worker.listening_since = Some(now);
+                let held = worker.held;
                 // Its own listen() has rewritten the backlog that all share (511 by default).
                 let fds: Vec<(u64, Rc<OwnedFd>)> = self
                     .sockets
@@ -149,6 +150,7 @@ impl Master {
                         .sockets
                         .get_mut(socket)
                         .and_then(|shared| shared.hand_over.as_mut())
+                        .filter(|_| !held)
                     {
                         hand_over.turns.join(id);
                     }
@@ -164,6 +166,29 @@ impl Master {
             Message::Accepted(seq, accepted) => self.on_accepted(id, seq, accepted, now),
             Message::HandleNack => self.on_nack(id, now),
             Message::ForeignHandle => self.send(id, message::handle_ack(), None),
+        }
+    }
+
+    /// The worker was held back, and has a slot now.
+    pub(crate) fn let_accept(&mut self, id: u64, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        if !std::mem::take(&mut worker.held) {
+            return;
+        }
+        let listens = worker.listening_since.is_some();
+        self.send(id, message::accept_now(self.plan.backlog), None);
+        for socket in self.sockets.held_by(id) {
+            if let Some(hand_over) = self
+                .sockets
+                .get_mut(socket)
+                .and_then(|shared| shared.hand_over.as_mut())
+                .filter(|_| listens)
+            {
+                hand_over.turns.join(id);
+            }
+            self.arm_socket(socket, now);
         }
     }
 

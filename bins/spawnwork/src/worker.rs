@@ -76,6 +76,8 @@ pub struct Worker {
     pub ready_fd: Option<OwnedFd>,
     /// The running command of `--ready exec:CMD`, and when the next may start.
     pub check: (Option<Child>, Instant),
+    /// It gets no connection until its generation has the slots.
+    pub held: bool,
     /// We closed its channel: by that its preload knows that it is to drain, without a signal.
     pub cut_off: bool,
     /// The last lines of its stderr.

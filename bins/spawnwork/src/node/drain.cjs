@@ -19,6 +19,31 @@
 
   let draining = false;
 
+  // A worker of a generation that is still on trial holds the sockets as if it listened, and accepts
+  // nothing: libuv begins with that in listen(), so listen() is what waits.
+  if (env.SPAWNWORK_HOLD) {
+    delete env.SPAWNWORK_HOLD;
+    const waiting = new Set();
+    const hold = (message, handle) => {
+      if (message && message.cmd === 'NODE_SPAWNWORK_ACCEPT') {
+        process.removeListener('internalMessage', hold);
+        for (const one of waiting) {
+          delete one.listen;
+          if (one.begun) one.listen(message.backlog);
+          delete one.begun;
+        }
+        waiting.clear();
+      } else if (message && message.cmd === 'NODE_CLUSTER' && handle && typeof handle.listen === 'function') {
+        waiting.add(handle);
+        handle.listen = () => {
+          handle.begun = true;
+          return 0;
+        };
+      }
+    };
+    process.prependListener('internalMessage', hold);
+  }
+
   const later = (ms, what) => setTimeout(what, ms).unref();
 
   // Server-side connections. There is no public list of them that node 16 has too.

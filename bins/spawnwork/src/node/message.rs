@@ -276,6 +276,13 @@ pub fn disconnect(seq: u64) -> String {
     format!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}}}\n")
 }
 
+/// Lets a worker that was held back accept connections: a message to our preload alone. Node makes an
+/// `internalMessage` of every `cmd` that begins with NODE_, and its cluster module passes over this one.
+#[must_use]
+pub fn accept_now(backlog: i32) -> String {
+    format!("{{\"cmd\":\"NODE_SPAWNWORK_ACCEPT\",\"backlog\":{backlog}}}\n")
+}
+
 /// A bare answer.
 #[must_use]
 pub fn acknowledge(seq: u64, ack: u64) -> String {
