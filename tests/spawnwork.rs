@@ -2312,3 +2312,64 @@ fn a_backlog_that_the_kernel_cuts_is_said_and_one_that_is_not_holds() {
     assert_eq!(run.stop(), 0);
     assert!(lines_of(&run, "backlog-cut").is_empty());
 }
+
+#[test]
+fn a_value_of_the_command_line_replaces_one_of_the_environment() {
+    let (one, two) = (free_port(), free_port());
+    let mut run = brief(["-n", "1", "-l", &format!("127.0.0.1:{one}"), "--env", "B=2"])
+        .args(["sleep", "1000"])
+        .env("SPAWNWORK_LISTEN", format!("127.0.0.1:{two}"))
+        .env("SPAWNWORK_ENV", "A=1")
+        .start();
+    let pid = ready(&mut run);
+    assert_eq!(variable(pid, "LISTEN_FDS").as_deref(), Some("1"));
+    assert_eq!(variable(pid, "A"), None);
+    assert_eq!(variable(pid, "B").as_deref(), Some("2"));
+    assert_eq!(run.stop(), 0);
+    let mut run = brief(["-n", "1", "sleep", "1000"])
+        .env("SPAWNWORK_LISTEN", format!("web=127.0.0.1:{two}"))
+        .env("SPAWNWORK_ENV", "A=1")
+        .start();
+    let pid = ready(&mut run);
+    assert_eq!(variable(pid, "LISTEN_FDNAMES").as_deref(), Some("web"));
+    assert_eq!(variable(pid, "A").as_deref(), Some("1"));
+    assert_eq!(run.stop(), 0);
+}
+
+#[test]
+fn a_reader_that_is_stuck_holds_back_workers_and_nothing_else() {
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let mut run = brief(["-n", "1", "--", "sh", "-c", "exec yes"])
+        .stdout(writer)
+        .start();
+    let first = ready(&mut run);
+    run.event("generation-serving");
+    // A worker that cannot write sleeps in write(2).
+    eventually("a full pipe", || {
+        let call = std::fs::read_to_string(format!("/proc/{first}/syscall")).unwrap_or_default();
+        let waits = proc_status(first, "State").starts_with('S');
+        (waits && (call.is_empty() || call.starts_with("1 "))).then_some(())
+    });
+    assert!(!status(&mut run).0.contains(" lost="));
+    run.signal(Signal::SIGUSR2);
+    run.event("reload-committed");
+    gone(first);
+    assert_eq!(run.stop(), 0);
+    assert!(lines_of(&run, "lines-lost").is_empty());
+    assert!(lines_of(&run, "worker-killed").is_empty());
+    drop(reader);
+}
+
+#[test]
+fn too_few_descriptors_for_all_workers_are_enough_for_some() {
+    let mut run = Run::new("sh")
+        .args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", SPAWNWORK])
+        .args(["--ready", "alive:100ms", "-n", "40", "sleep", "1000"])
+        .start();
+    let first = ready(&mut run);
+    run.event("worker-failed");
+    assert_eq!(field(&status(&mut run).0, "workers"), "40");
+    assert!(alive(first));
+    assert_eq!(run.stop(), 0);
+    assert!(!alive(first));
+}

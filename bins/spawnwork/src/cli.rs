@@ -94,6 +94,7 @@ pub struct Cli {
     #[arg(
         long,
         env = "SPAWNWORK_NO_LISTEN_PID",
+        value_parser = clap::builder::BoolishValueParser::new(),
         hide_env = true,
         help_heading = "Sockets"
     )]
@@ -127,6 +128,7 @@ pub struct Cli {
     #[arg(
         long,
         env = "SPAWNWORK_ALLOW_BIND",
+        value_parser = clap::builder::BoolishValueParser::new(),
         hide_env = true,
         help_heading = "Node"
     )]
@@ -135,6 +137,7 @@ pub struct Cli {
     #[arg(
         long,
         env = "SPAWNWORK_NO_PRELOAD",
+        value_parser = clap::builder::BoolishValueParser::new(),
         hide_env = true,
         help_heading = "Node"
     )]
@@ -218,6 +221,7 @@ pub struct Cli {
         short = 'q',
         long,
         env = "SPAWNWORK_QUIET",
+        value_parser = clap::builder::BoolishValueParser::new(),
         hide_env = true,
         help_heading = "Output",
         conflicts_with = "verbose"
@@ -228,6 +232,7 @@ pub struct Cli {
         short = 'v',
         long,
         env = "SPAWNWORK_VERBOSE",
+        value_parser = clap::builder::BoolishValueParser::new(),
         hide_env = true,
         help_heading = "Output"
     )]

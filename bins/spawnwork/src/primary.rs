@@ -331,12 +331,25 @@ impl Master {
             self.hand_over(socket, now);
             return;
         }
-        // Nothing but a hang-up is waited for here: a worker called shutdown(2) on what all share.
         let (fd, name) = (Rc::clone(&shared.fd), shared.name.clone());
-        let again = shared.kind == HandleType::Net
-            && socket::backlog_again(fd.as_fd(), self.plan.backlog).is_ok();
+        let listener = shared.kind == HandleType::Net;
+        self.listen_again(&fd, name, listener);
+    }
+
+    /// The same for a socket of `--listen` that no node worker asked for.
+    pub(crate) fn on_given(&mut self, index: u64) {
+        let given = usize::try_from(index).ok();
+        if let Some((address, fd)) = given.and_then(|index| self.given.get(index)) {
+            let (fd, name) = (Rc::clone(fd), address.to_string());
+            self.listen_again(&fd, name, true);
+        }
+    }
+
+    /// Nothing but a hang-up is waited for: a worker called shutdown(2) on what all share.
+    fn listen_again(&mut self, fd: &Rc<OwnedFd>, name: String, listener: bool) {
+        let again = listener && socket::backlog_again(fd.as_fd(), self.plan.backlog).is_ok();
         if !again {
-            self.events.remove(&*fd);
+            self.events.remove(&**fd);
         }
         let level = if again { Level::Warning } else { Level::Error };
         self.say(

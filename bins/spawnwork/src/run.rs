@@ -43,6 +43,8 @@ pub enum Token {
     Rendezvous,
     /// A worker's `--ready fd:N`.
     Ready(u64),
+    /// A socket of `--listen`.
+    Given(u64),
 }
 
 impl Token {
@@ -59,6 +61,7 @@ impl Token {
             Token::Notify => (5, 0),
             Token::Rendezvous => (6, 0),
             Token::Ready(id) => (7, id),
+            Token::Given(index) => (8, index),
         };
         kind << 56 | number
     }
@@ -75,6 +78,7 @@ impl Token {
             5 => Token::Notify,
             6 => Token::Rendezvous,
             7 => Token::Ready(id),
+            8 => Token::Given(id),
             _ => return None,
         })
     }
@@ -275,6 +279,11 @@ impl Master {
         if bound && self.plan.node == Node::No {
             socket::set_blocking(&fd).doing(&format!("make {address} blocking"))?;
         }
+        if self.plan.node == Node::No {
+            let number = self.given.len() as u64;
+            self.events
+                .add(&fd, Token::Given(number).number(), Interest::Nothing)?;
+        }
         self.given.push((address, Rc::new(fd)));
         self.given_names.push(name);
         Ok(())
@@ -357,6 +366,7 @@ impl Master {
                     Some(Token::Notify) => self.on_notify(),
                     Some(Token::Rendezvous) => self.on_rendezvous(),
                     Some(Token::Ready(id)) => self.on_ready_fd(id),
+                    Some(Token::Given(index)) => self.on_given(index),
                     None => {}
                 }
             }
