@@ -1,0 +1,26 @@
+//! A worker's channel: whatever it sends, in whatever pieces, is read as messages or ends the channel.
+#![no_main]
+#![allow(dead_code, missing_docs)]
+
+#[path = "../../../bins/spawnwork/src/node/channel.rs"]
+mod channel;
+#[path = "../../../bins/spawnwork/src/node/message.rs"]
+mod message;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    for line in bytes.split(|byte| *byte == b'\n') {
+        let _ = message::parse(line);
+    }
+    let Ok((mut ours, theirs)) = channel::pair() else {
+        return;
+    };
+    let mut messages = Vec::new();
+    for piece in bytes.chunks(4096) {
+        let _ = nix::unistd::write(&theirs, piece);
+        if ours.receive(&mut messages).is_err() {
+            return;
+        }
+    }
+});
