@@ -39,7 +39,8 @@ struct Figures {
     pss: Option<f64>,
     threads: Option<f64>,
     wakeups: Option<f64>,
-    respawn: Option<f64>,
+    /// In ms.
+    respawn: Vec<f64>,
     keep_alive: Vec<f64>,
     fresh: Vec<f64>,
     reloads: Option<Count>,
@@ -75,6 +76,7 @@ fn main() {
         return;
     }
     let programs = programs();
+    let heading = heading(&programs);
     system::stop_all_on_signals(programs.scratch.clone());
     let _remove = Scratch(programs.scratch.clone());
     let mut columns = Kind::ALL.map(|kind| Column {
@@ -114,7 +116,7 @@ fn main() {
         }
     }
     drop(systems);
-    print!("{}", table(&programs, &columns));
+    print!("{}", table(&heading, &columns));
 }
 
 /// To standard error, where it does not mix with the table.
@@ -193,12 +195,11 @@ fn alone(kind: Kind, programs: &Programs, figures: &mut Figures) -> Outcome<()> 
     let since = |(task, count): (&i32, &u64)| count - before.get(task).unwrap_or(&0);
     figures.wakeups = Some(number(after.iter().map(since).sum()));
 
-    let mut times = Vec::new();
     for _ in 0..RESPAWNS {
-        times.push(system.respawn()?.as_secs_f64() * 1000.0);
+        let took = system.respawn()?;
+        figures.respawn.push(took.as_secs_f64() * 1000.0);
         std::thread::sleep(APART);
     }
-    figures.respawn = median(&times);
     Ok(())
 }
 
@@ -244,51 +245,98 @@ fn median(values: &[f64]) -> Option<f64> {
     Some((sorted[middle - 1] + sorted[middle]) / 2.0)
 }
 
-type Figure = fn(&Figures) -> Option<f64>;
+/// The middle half of the values: of three, all of them.
+fn spread(values: &[f64]) -> Option<(f64, f64)> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let cut = sorted.len() / 4;
+    let last = sorted.len().checked_sub(1)?;
+    Some((sorted[cut], sorted[last - cut]))
+}
 
-fn table(programs: &Programs, columns: &[Column]) -> String {
-    let figures: [(&str, usize, bool, Figure); 9] = [
-        ("master, idle: RSS, kB", 0, true, |f| f.rss),
-        ("master, idle: PSS, kB", 0, true, |f| f.pss),
-        ("master, idle: threads", 0, true, |f| f.threads),
-        ("master, idle: wake-ups in 10 s", 0, true, |f| f.wakeups),
-        ("kill -9 to next exec, ms", 1, true, |f| f.respawn),
-        ("requests/s, keep-alive", 0, true, |f| median(&f.keep_alive)),
-        ("requests/s, fresh connections", 0, true, |f| {
-            median(&f.fresh)
+/// A row of the table: its values, of which there are several where it is measured several times.
+struct Row {
+    name: &'static str,
+    digits: usize,
+    compared: bool,
+    values: fn(&Figures) -> Vec<f64>,
+}
+
+fn row(name: &'static str, digits: usize, values: fn(&Figures) -> Vec<f64>) -> Row {
+    Row {
+        name,
+        digits,
+        compared: true,
+        values,
+    }
+}
+
+fn count(name: &'static str, values: fn(&Figures) -> Vec<f64>) -> Row {
+    Row {
+        compared: false,
+        ..row(name, 0, values)
+    }
+}
+
+fn list(value: Option<f64>) -> Vec<f64> {
+    value.into_iter().collect()
+}
+
+fn of_reloads(figures: &Figures, get: fn(&Count) -> u64) -> Vec<f64> {
+    list(figures.reloads.as_ref().map(|count| get(count) as f64))
+}
+
+fn cell(row: &Row, column: &Column, first: &Column) -> String {
+    let values = (row.values)(&column.figures);
+    let (Some(value), Some((low, high))) = (median(&values), spread(&values)) else {
+        return "-".to_owned();
+    };
+    let digits = row.digits;
+    let mut text = format!("{value:.digits$}");
+    if values.len() > 1 {
+        text.push_str(&format!(" [{low:.digits$}-{high:.digits$}]"));
+    }
+    let ours = (row.values)(&first.figures);
+    if let (Some(our), Some((our_low, our_high))) = (median(&ours), spread(&ours)) {
+        // Where the spreads overlap this run does not tell the two apart.
+        let overlap = values.len() > 1 && low <= our_high && our_low <= high;
+        if row.compared && column.kind != first.kind && our > 0.0 && !overlap {
+            text.push_str(&format!(" {}", ratio(value / our)));
+        }
+    }
+    text
+}
+
+fn table(heading: &str, columns: &[Column]) -> String {
+    let figures = [
+        row("master, idle: RSS, kB", 0, |f| list(f.rss)),
+        row("master, idle: PSS, kB", 0, |f| list(f.pss)),
+        row("master, idle: threads", 0, |f| list(f.threads)),
+        row("master, idle: wake-ups in 10 s", 0, |f| list(f.wakeups)),
+        row("kill -9 to next exec, ms", 1, |f| f.respawn.clone()),
+        row("requests/s, keep-alive", 0, |f| f.keep_alive.clone()),
+        row("requests/s, fresh connections", 0, |f| f.fresh.clone()),
+        count("5 reloads: failed requests", |f| {
+            of_reloads(f, Count::failed)
         }),
-        ("5 reloads: failed requests", 0, false, |f| {
-            Some(f.reloads.as_ref()?.failed() as f64)
+        count("5 reloads: requests", |f| {
+            of_reloads(f, |count| count.requests)
         }),
-        ("5 reloads: requests", 0, false, |f| {
-            Some(f.reloads.as_ref()?.requests as f64)
-        }),
+        count("5 reloads: old workers still there", |f| list(f.left)),
     ];
-    let left: (&str, usize, bool, Figure) =
-        ("5 reloads: old workers still there", 0, false, |f| f.left);
-
     let mut rows = vec![vec![String::new()]];
     rows[0].extend(columns.iter().map(|column| column.kind.name().to_owned()));
-    for (name, digits, compared, get) in figures.into_iter().chain([left]) {
-        let ours = columns.first().and_then(|column| get(&column.figures));
-        let cell = |column: &Column| {
-            let Some(value) = get(&column.figures) else {
-                return "-".to_owned();
-            };
-            let text = format!("{value:.digits$}");
-            match ours {
-                Some(ours) if compared && column.kind != Kind::Spawnwork && ours > 0.0 => {
-                    format!("{text} ({})", ratio(value / ours))
-                }
-                _ => text,
-            }
-        };
-        let mut row = vec![name.to_owned()];
-        row.extend(columns.iter().map(cell));
+    for figure in &figures {
+        let mut row = vec![figure.name.to_owned()];
+        row.extend(
+            columns
+                .iter()
+                .map(|column| cell(figure, column, &columns[0])),
+        );
         rows.push(row);
     }
 
-    let mut text = format!("{}\n\n", heading(programs));
+    let mut text = format!("{heading}\n\n");
     for row in &rows {
         let mut line = String::new();
         for (index, cell) in row.iter().enumerate() {
@@ -300,9 +348,10 @@ fn table(programs: &Programs, columns: &[Column]) -> String {
     }
     text.push_str(&format!(
         "\n\
-         In brackets: times spawnwork's figure. Respawn: median of {RESPAWNS}. Requests: {CONNECTIONS} connections,\n\
-         median of {ROUNDS} rounds. Reloads: {CONNECTIONS} keep-alive connections, one request in ten takes 300 ms, none\n\
-         is tried again; old workers are counted {} s after the last reload, under load.\n",
+         3x: times spawnwork's figure; none where the spreads overlap. [a-b]: the middle half of {RESPAWNS} respawns,\n\
+         lowest and highest of {ROUNDS} rounds of requests, behind the median. {CONNECTIONS} connections.\n\
+         Reloads: keep-alive connections, one request in ten takes 300 ms, none is tried again; old workers are\n\
+         counted {} s after the last reload, under load.\n",
         LEAVE.as_secs()
     ));
     for column in columns {
@@ -337,12 +386,15 @@ fn heading(programs: &Programs) -> String {
         rest.split('"').next()
     });
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    // What else the machine does is in every figure.
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     format!(
-        "{}, node {}, PM2 {}; Linux {}, {cpus} CPUs; {WORKERS} workers each",
+        "{}, node {}, PM2 {}; Linux {}, {cpus} CPUs, load {} before; {WORKERS} workers each",
         version(&programs.spawnwork, &[]).unwrap_or_default(),
         version("node", &[]).unwrap_or_default(),
         pm2.unwrap_or("-"),
         kernel.trim(),
+        load.split(' ').next().unwrap_or("-"),
     )
 }
