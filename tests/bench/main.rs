@@ -41,6 +41,7 @@ struct Figures {
     wakeups: Option<f64>,
     /// In ms.
     respawn: Vec<f64>,
+    from_end: Vec<f64>,
     keep_alive: Vec<f64>,
     fresh: Vec<f64>,
     reloads: Option<Count>,
@@ -196,8 +197,9 @@ fn alone(kind: Kind, programs: &Programs, figures: &mut Figures) -> Outcome<()> 
     figures.wakeups = Some(number(after.iter().map(since).sum()));
 
     for _ in 0..RESPAWNS {
-        let took = system.respawn()?;
-        figures.respawn.push(took.as_secs_f64() * 1000.0);
+        let (from_kill, from_end) = system.respawn()?;
+        figures.respawn.push(from_kill.as_secs_f64() * 1000.0);
+        figures.from_end.push(from_end.as_secs_f64() * 1000.0);
         std::thread::sleep(APART);
     }
     Ok(())
@@ -314,6 +316,7 @@ fn table(heading: &str, columns: &[Column]) -> String {
         row("master, idle: threads", 0, |f| list(f.threads)),
         row("master, idle: wake-ups in 10 s", 0, |f| list(f.wakeups)),
         row("kill -9 to next exec, ms", 1, |f| f.respawn.clone()),
+        row("its end to next exec, ms", 1, |f| f.from_end.clone()),
         row("requests/s, keep-alive", 0, |f| f.keep_alive.clone()),
         row("requests/s, fresh connections", 0, |f| f.fresh.clone()),
         count("5 reloads: failed requests", |f| {

@@ -284,17 +284,24 @@ impl<'a> System<'a> {
         list
     }
 
-    /// From a kill -9 to the exec of the next worker.
-    pub fn respawn(&mut self) -> Outcome<Duration> {
+    /// From a kill -9, and from the end that it makes, to the exec of the next worker.
+    pub fn respawn(&mut self) -> Outcome<(Duration, Duration)> {
         let before = self.workers();
         let &[oldest, _] = before.as_slice() else {
             return Err(self.explain(&format!("{} workers before a kill", before.len())));
         };
         let began = Instant::now();
+        let mut died = None;
         kill(Pid::from_raw(oldest), Signal::SIGKILL).map_err(|why| format!("kill: {why}"))?;
         loop {
+            // The kernel takes a killed process down first, for milliseconds with a heap like node's; nobody
+            // can learn of the end before that is done.
+            if died.is_none() && !proc::runs(oldest) {
+                died = Some(Instant::now());
+            }
             if self.workers().iter().any(|pid| !before.contains(pid)) {
-                return Ok(began.elapsed());
+                let now = Instant::now();
+                return Ok((now - began, now - died.unwrap_or(now)));
             }
             if began.elapsed() > PATIENCE {
                 return Err(self.explain("a killed worker did not come back"));
