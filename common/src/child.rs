@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// A process that we started and have not reaped yet: its pid cannot be reused while we hold it.
 #[derive(Debug)]
@@ -113,6 +114,16 @@ impl Child {
             step: Step::from_byte(step)?,
             errno: i32::from_ne_bytes([a, b, c, d]),
         })
+    }
+
+    /// Waits until it executes its program or has failed to, for `patience` at most: an exec from a
+    /// file system that hangs is not to hold us up.
+    pub fn let_execute(&self, patience: Duration) {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut fds = [PollFd::new(self.failure.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+        // Interrupted or not: it is only a courtesy.
+        let _ = poll(&mut fds, timeout);
     }
 
     fn wait(&self, reap: Reap) -> Option<End> {

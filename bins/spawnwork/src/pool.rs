@@ -52,6 +52,9 @@ enum Beginning {
 /// wait for one that hangs.
 const STAGGER: Duration = Duration::from_secs(2);
 
+/// How long what can wait is put off for the exec of a worker that has just been started.
+const EXEC: Duration = Duration::from_millis(5);
+
 impl Master {
     // ---- start ----
 
@@ -557,6 +560,11 @@ impl Master {
             }
         }
         self.start_emptied(slot, now);
+        // The look through all processes would compete with the new one for the processor.
+        let next = self.slots.get(slot).and_then(|one| one.current);
+        if let Some(next) = next.and_then(|id| self.workers.get(&id)) {
+            next.child.let_execute(EXEC);
+        }
         self.sweep(worker, now);
         self.drop_sockets();
     }
