@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(60);
 pub const WORKERS: usize = 2;
 /// Between two looks at /proc while a respawn is waited for.
-const LOOK: Duration = Duration::from_micros(200);
+const LOOK: Duration = Duration::from_micros(50);
 
 pub type Outcome<T> = Result<T, String>;
 
