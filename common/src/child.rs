@@ -212,6 +212,15 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
+/// The resident set of a process, in bytes (proc_pid_statm(5)); `None` without /proc or when it is gone.
+#[must_use]
+pub fn rss(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    pages.checked_mul(u64::try_from(size).ok()?)
+}
+
 /// What a process left behind: members of its group, and orphans that came to us, the subreaper, and
 /// whose environment holds all of `marks`. Each is held by a pidfd, and looked at again after that.
 pub fn leftovers(group: i32, marks: &[String], known: impl Fn(i32) -> bool) -> Vec<Peer> {

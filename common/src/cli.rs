@@ -36,14 +36,26 @@ pub fn finish(tool: &str, result: Result<Exit>) -> ExitCode {
     ExitCode::from(exit.code())
 }
 
-fn write_all(fd: impl AsFd, mut bytes: &[u8]) {
+/// Prints a line of the product on stdout; false when nobody reads there any more.
+#[must_use]
+pub fn print(line: &str) -> bool {
+    write_all(crate::sys::standard(1), format!("{line}\n").as_bytes())
+}
+
+/// Prints a line on stderr that is no error of ours.
+pub fn note(line: &str) {
+    write_all(crate::sys::standard(2), format!("{line}\n").as_bytes());
+}
+
+fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         match nix::unistd::write(&fd, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(nix::Error::EINTR) => {}
-            Err(_) => return,
+            Err(_) => return false,
         }
     }
+    true
 }
 
 /// clap's message without its paragraphs.

@@ -5,6 +5,7 @@
 //! - an event line -> [`event`]; durations, rates, jitter -> [`time`]
 //! - signals as events, their names, a child's clean state -> [`signal`]; the loop -> [`wait`]
 //! - to start a process, to hold and signal it -> [`child`]
+//! - to be asked something while it runs, and to ask -> [`control`]
 //! - whole lines out of pipes -> [`lines`]
 //! - addresses, listening sockets, who holds a port -> [`socket`]; inherited descriptors -> [`fds`]
 //! - users, groups, limits -> [`privs`]; pid files, file identity -> [`file`]
@@ -12,6 +13,7 @@
 
 pub mod child;
 pub mod cli;
+pub mod control;
 pub mod error;
 pub mod event;
 pub mod exit;

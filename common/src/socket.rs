@@ -280,6 +280,114 @@ pub fn local_addr(fd: impl AsFd) -> io::Result<LocalAddr> {
     Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
 }
 
+/// The queue of a listening socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Connections that wait in it.
+    pub length: u32,
+    /// As many as may.
+    pub limit: u32,
+    /// Connections that were dropped because it was full; `None` where the kernel does not count them
+    /// (a unix socket lets the client wait instead).
+    pub overflows: Option<u32>,
+}
+
+/// Looks at a listening socket's queue; `None` for what has none.
+#[must_use]
+pub fn queue(fd: impl AsFd) -> Option<Queue> {
+    let fd = fd.as_fd();
+    let (length, limit, overflows) = match local_addr(fd).ok()? {
+        LocalAddr::Inet(_) => {
+            let (length, limit) = crate::sys::accept_queue(fd)?;
+            (length, limit, crate::sys::socket_drops(fd))
+        }
+        LocalAddr::Unix(_) => {
+            let (length, limit) = unix_queue(fd)?;
+            (length, limit, None)
+        }
+    };
+    Some(Queue {
+        length,
+        limit,
+        overflows,
+    })
+}
+
+/// sock_diag(7): UNIX_DIAG_RQLEN of a listening unix socket holds its queue and its backlog.
+fn unix_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, recv, sendto};
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const REQUEST: u16 = 1;
+    const SHOW_RQLEN: u32 = 0x10;
+    const RQLEN: u16 = 4;
+    const HEADER: usize = 16;
+    const MESSAGE: usize = 16;
+    let inode = u32::try_from(nix::sys::stat::fstat(fd).ok()?.st_ino).ok()?;
+    let mut request = Vec::with_capacity(HEADER + 24);
+    request.extend_from_slice(&40u32.to_ne_bytes());
+    request.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend_from_slice(&REQUEST.to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    request.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
+    request.extend_from_slice(&u32::MAX.to_ne_bytes());
+    request.extend_from_slice(&inode.to_ne_bytes());
+    request.extend_from_slice(&SHOW_RQLEN.to_ne_bytes());
+    request.extend_from_slice(&[0xff; 8]);
+    let netlink = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        FLAGS,
+        SockProtocol::NetlinkSockDiag,
+    )
+    .ok()?;
+    let kernel = NetlinkAddr::new(0, 0);
+    sendto(netlink.as_raw_fd(), &request, &kernel, MsgFlags::empty()).ok()?;
+    let mut answer = [0u8; 1024];
+    // The kernel has answered by the time that the request was sent.
+    let count = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT).ok()?;
+    let word = |at: usize| -> Option<u16> {
+        Some(u16::from_ne_bytes(
+            answer[..count].get(at..at + 2)?.try_into().ok()?,
+        ))
+    };
+    let long = |at: usize| -> Option<u32> {
+        Some(u32::from_ne_bytes(
+            answer[..count].get(at..at + 4)?.try_into().ok()?,
+        ))
+    };
+    if word(4)? != SOCK_DIAG_BY_FAMILY {
+        return None;
+    }
+    let mut at = HEADER + MESSAGE;
+    loop {
+        let length = usize::from(word(at)?);
+        if word(at + 2)? == RQLEN {
+            return Some((long(at + 4)?, long(at + 8)?));
+        }
+        at += length.max(4).next_multiple_of(4);
+    }
+}
+
+/// Two ends of a TCP connection over the loopback, for a client that is no stranger.
+///
+/// # Errors
+/// Those of socket(2), bind(2), connect(2), accept(2); EAGAIN when the connection does not come.
+pub fn loopback_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    let ours = std::net::TcpStream::connect(listener.local_addr()?)?;
+    // Another process may have found the port in the meantime: it is not the one.
+    for _ in 0..16 {
+        let (theirs, peer) = listener.accept()?;
+        if peer == ours.local_addr()? {
+            ours.set_nonblocking(true)?;
+            theirs.set_nonblocking(true)?;
+            return Ok((ours.into(), theirs.into()));
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EAGAIN))
+}
+
 /// Who listens on `address`: pid and command, as far as /proc shows it to us.
 #[must_use]
 pub fn holder_of(address: &Address) -> Option<(i32, String)> {
@@ -287,7 +395,7 @@ pub fn holder_of(address: &Address) -> Option<(i32, String)> {
         Address::Tcp { port, .. } => ["/proc/net/tcp", "/proc/net/tcp6"]
             .iter()
             .find_map(|table| listener_inode(&std::fs::read_to_string(table).ok()?, *port))?,
-        Address::Unix(path) => unix_inode(&std::fs::read_to_string("/proc/net/unix").ok()?, path)?,
+        Address::Unix(path) => return unix_holder(path),
     };
     let wanted = format!("socket:[{inode}]");
     for entry in std::fs::read_dir("/proc").ok()?.flatten() {
@@ -304,11 +412,24 @@ pub fn holder_of(address: &Address) -> Option<(i32, String)> {
         if fds.flatten().any(|fd| {
             std::fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str())
         }) {
-            let command = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            return Some((pid, command.trim().to_owned()));
+            return Some((pid, command_of(pid)));
         }
     }
     None
+}
+
+fn command_of(pid: i32) -> String {
+    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    command.trim().to_owned()
+}
+
+/// SO_PEERCRED names whoever called listen(2) (unix(7)). /proc/net/unix would not do: it holds the name
+/// that a socket was bound to, and ours are renamed.
+fn unix_holder(path: &Path) -> Option<(i32, String)> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, FLAGS, None).ok()?;
+    nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(path).ok()?).ok()?;
+    let peer = nix::sys::socket::getsockopt(&fd, sockopt::PeerCredentials).ok()?;
+    Some((peer.pid(), command_of(peer.pid())))
 }
 
 /// proc_net_tcp: local address in hex in the second column, state 0A (LISTEN), inode in the tenth.
@@ -319,17 +440,6 @@ fn listener_inode(table: &str, port: u16) -> Option<u64> {
         let listens = words.get(1)?.ends_with(&ending) && *words.get(3)? == "0A";
         if listens {
             words.get(9)?.parse().ok()
-        } else {
-            None
-        }
-    })
-}
-
-fn unix_inode(table: &str, path: &Path) -> Option<u64> {
-    table.lines().skip(1).find_map(|line| {
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        if Path::new(words.get(7)?) == path {
-            words.get(6)?.parse().ok()
         } else {
             None
         }
@@ -406,6 +516,52 @@ mod tests {
             holder_of(&address).map(|holder| holder.0),
             Some(std::process::id() as i32)
         );
+    }
+
+    #[test]
+    fn queues_are_counted() {
+        let tcp = listen_tcp("127.0.0.1:0".parse().unwrap(), None, 1).unwrap();
+        let Ok(LocalAddr::Inet(bound)) = local_addr(&tcp) else {
+            panic!()
+        };
+        let directory = directory("queue");
+        let path = directory.join("s");
+        let rights = UnixRights {
+            mode: 0o600,
+            owner: None,
+        };
+        let unix = listen_unix(&path, rights, 7).unwrap();
+        let empty = Queue {
+            length: 0,
+            limit: 1,
+            overflows: Some(0),
+        };
+        assert_eq!(queue(&tcp), Some(empty));
+        let _one = std::net::TcpStream::connect(bound).unwrap();
+        let _two = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let _three = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        assert_eq!(queue(&tcp), Some(Queue { length: 1, ..empty }));
+        let waiting = Queue {
+            length: 2,
+            limit: 7,
+            overflows: None,
+        };
+        assert_eq!(queue(&unix), Some(waiting));
+        // Two fit into a backlog of one; what comes then is dropped, and counted.
+        let _four = std::net::TcpStream::connect(bound).unwrap();
+        let fifth =
+            std::net::TcpStream::connect_timeout(&bound, std::time::Duration::from_millis(300));
+        assert!(fifth.is_err());
+        assert!(queue(&tcp).unwrap().overflows.unwrap() > 0);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_pair_over_the_loopback_is_connected() {
+        let (ours, theirs) = loopback_pair().unwrap();
+        nix::unistd::write(&ours, b"x").unwrap();
+        let mut buffer = [0u8; 2];
+        assert_eq!(nix::unistd::read(&theirs, &mut buffer), Ok(1));
     }
 
     #[test]

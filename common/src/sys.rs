@@ -430,6 +430,46 @@ pub fn pass_credentials(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// The accept queue of a listening TCP socket: how many connections wait in it, and how many may.
+/// For a listener the kernel reports them in two fields of TCP_INFO (tcp_get_info in net/ipv4/tcp.c).
+#[must_use]
+pub fn accept_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    // SAFETY: the kernel writes at most the size that it is given, into a zeroed plain structure.
+    unsafe {
+        let mut info: libc::tcp_info = std::mem::zeroed();
+        let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+        let done = libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            ptr::from_mut(&mut info).cast(),
+            &mut size,
+        );
+        (done == 0).then_some((info.tcpi_unacked, info.tcpi_sacked))
+    }
+}
+
+/// Connections that a listening socket has dropped because its queue was full, since it was made:
+/// SK_MEMINFO_DROPS of SO_MEMINFO (linux/sock_diag.h, since Linux 4.12), which counts for this socket
+/// alone where /proc/net/netstat counts for all.
+#[must_use]
+pub fn socket_drops(fd: BorrowedFd<'_>) -> Option<u32> {
+    const DROPS: usize = 8;
+    let mut values = [0u32; DROPS + 1];
+    let mut size = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes into `values`.
+    let done = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &mut size,
+        )
+    };
+    (done == 0 && size as usize == size_of_val(&values)).then_some(values[DROPS])
+}
+
 /// setfsuid(2), setfsgid(2): file system access as that user; returns the former ids.
 /// This thread only, and reversible: for binding a unix socket on behalf of a worker.
 pub fn file_system_ids(uid: u32, gid: u32) -> (u32, u32) {
