@@ -298,11 +298,21 @@ fn exit_statuses_are_those_of_the_source() {
         .map(|(status, _)| status.to_owned())
         .collect();
     used.insert("128+N".to_owned());
-    let page: BTreeSet<String> = items(&section(&page(), "EXIT STATUS"), "")
-        .into_iter()
-        .map(|(status, _)| status)
-        .collect();
-    assert_eq!(used, page);
+    let page = section(&page(), "EXIT STATUS").join("\n");
+    let (master, client) = page.split_once(".Ss Of \\-\\-ctl\n").unwrap();
+    let statuses = |part: &str| -> BTreeSet<String> {
+        let lines: Vec<String> = part.lines().map(str::to_owned).collect();
+        let items = items(&lines, "").into_iter();
+        items.map(|(status, _)| status).collect()
+    };
+    assert_eq!(used, statuses(master));
+    // What the client ends with: the master's answers, and its own two.
+    let mut answers: BTreeSet<String> = ["0", "1", "2", "124", "125"].map(str::to_owned).into();
+    for before in ["SUPERSEDED: u8 = ", "REFUSED: u8 = "] {
+        let (_, rest) = code.split_once(before).unwrap();
+        answers.insert(rest.split(';').next().unwrap().to_owned());
+    }
+    assert_eq!(answers, statuses(client));
 }
 
 #[test]
@@ -720,7 +730,7 @@ impl Session {
 
     fn run(&mut self, line: &str) {
         self.count += 1;
-        if line.starts_with("spawnwork ") {
+        if line.starts_with("spawnwork ") && !line.contains("--ctl ") {
             self.stop();
             self.port = free_port();
             let adapted = self.adapted(line);
@@ -764,6 +774,10 @@ impl Session {
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{adapted}: {error}");
         let event = match line.split_whitespace().nth(1) {
+            _ if line.contains("--ctl ") && line.ends_with(" stop") => {
+                self.running.take().unwrap().ends();
+                return;
+            }
             _ if !line.starts_with("kill ") => return,
             Some("-USR2") => "reload-committed",
             Some("-USR1") => "status",

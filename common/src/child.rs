@@ -221,6 +221,19 @@ pub fn rss(pid: i32) -> Option<u64> {
     pages.checked_mul(u64::try_from(size).ok()?)
 }
 
+/// How many processes of our own cgroup the kernel has killed for lack of memory (memory.events of
+/// cgroup v2); `None` where nobody counts.
+#[must_use]
+pub fn oom_kills() -> Option<u64> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let events = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.events")).ok()?;
+    let count = events
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))?;
+    count.trim().parse().ok()
+}
+
 /// What a process left behind: members of its group, and orphans that came to us, the subreaper, and
 /// whose environment holds all of `marks`. Each is held by a pidfd, and looked at again after that.
 pub fn leftovers(group: i32, marks: &[String], known: impl Fn(i32) -> bool) -> Vec<Peer> {

@@ -373,6 +373,14 @@ impl Server {
         self.clients.values().filter_map(Client::limit).min()
     }
 
+    /// Nobody can come in any more: the path is free for the next one.
+    pub fn unlink(&mut self) {
+        let made = self.made.take();
+        if made.is_some() && identity(&self.path).ok() == made {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
     /// Gives those who are owed something up to `patience` to read it; for the end of the program.
     pub fn finish(&mut self, events: &Loop, patience: Duration) {
         let deadline = Instant::now() + patience;
@@ -405,9 +413,7 @@ impl AsFd for Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if self.made.is_some() && identity(&self.path).ok() == self.made {
-            let _ = std::fs::remove_file(&self.path);
-        }
+        self.unlink();
     }
 }
 
@@ -424,7 +430,8 @@ fn turn_away(fd: Option<&OwnedFd>, why: &str) {
     }
 }
 
-/// Asks the server at `path`; `each` gets every reply line before the last.
+/// Asks the server at `path`; `each` gets every reply line before the last, and says whether it wants
+/// more. `None` when it did not.
 ///
 /// # Errors
 /// Nobody answers there or the answer breaks off (125); `timeout` is over (124).
@@ -432,8 +439,8 @@ pub fn ask(
     path: &Path,
     request: &str,
     timeout: Option<Duration>,
-    each: &mut dyn FnMut(&str),
-) -> Result<Reply> {
+    each: &mut dyn FnMut(&str) -> bool,
+) -> Result<Option<Reply>> {
     let doing = format!("ask {}", path.display());
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let too_late = || {
@@ -512,8 +519,9 @@ pub fn ask(
             let line = String::from_utf8_lossy(&input[..end]).into_owned();
             input.drain(..=end);
             match Reply::parse(&line) {
-                Some(reply) => return Ok(reply),
-                None => each(&line),
+                Some(reply) => return Ok(Some(reply)),
+                None if each(&line) => {}
+                None => return Ok(None),
             }
         }
     }
@@ -691,7 +699,8 @@ mod tests {
         let asking = std::thread::spawn(move || {
             let mut lines = Vec::new();
             let reply = ask(&path, "ping", Some(Duration::from_secs(20)), &mut |line| {
-                lines.push(line.to_owned())
+                lines.push(line.to_owned());
+                true
             });
             (reply, lines)
         });
@@ -706,12 +715,15 @@ mod tests {
             now,
         );
         let (reply, lines) = asking.join().unwrap();
-        assert_eq!(reply, Ok(Reply::Err(3, "other news".to_owned())));
+        assert_eq!(reply, Ok(Some(Reply::Err(3, "other news".to_owned()))));
         assert_eq!(lines, ["one", "two"]);
         let path = set.directory.join("s");
-        let late = ask(&path, "ping", Some(Duration::from_millis(20)), &mut |_| {}).unwrap_err();
+        let late = ask(&path, "ping", Some(Duration::from_millis(20)), &mut |_| {
+            true
+        })
+        .unwrap_err();
         assert_eq!(late.exit, Exit::TimedOut);
-        let nobody = ask(&path.with_extension("x"), "ping", None, &mut |_| {}).unwrap_err();
+        let nobody = ask(&path.with_extension("x"), "ping", None, &mut |_| true).unwrap_err();
         assert_eq!(nobody.exit, Exit::Fault);
     }
 

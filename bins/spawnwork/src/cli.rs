@@ -21,7 +21,7 @@ Everything else: man spawnwork";
     version,
     about,
     after_help = EXAMPLES,
-    override_usage = "spawnwork [options] [--] program [argument...]",
+    override_usage = "spawnwork [options] [--] program [argument...]\n       spawnwork --ctl SOCKET request [argument...]",
     disable_help_subcommand = true,
     args_override_self = false
 )]
@@ -152,6 +152,24 @@ pub struct Cli {
     /// A new worker's trial, once ready
     #[arg(long, value_name = "D", env = "SPAWNWORK_PROBATION", hide_env = true, help_heading = "Reload", value_parser = duration, default_value = "3s")]
     pub probation: Duration,
+    /// Refuse a reload when CMD fails (node --check app.js)
+    #[arg(
+        long,
+        value_name = "CMD",
+        env = "SPAWNWORK_CHECK",
+        hide_env = true,
+        help_heading = "Reload"
+    )]
+    pub check: Option<String>,
+    /// GET it from the first new worker (round-robin)
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "SPAWNWORK_PROBE",
+        hide_env = true,
+        help_heading = "Reload"
+    )]
+    pub probe: Option<String>,
     /// New beside old workers; 0: none
     #[arg(long, value_name = "N|P%", env = "SPAWNWORK_SURGE", hide_env = true, help_heading = "Reload", value_parser = surge, default_value = "100%")]
     pub surge: Surge,
@@ -213,6 +231,27 @@ pub struct Cli {
         help_heading = "Output"
     )]
     pub pid_file: Option<PathBuf>,
+    /// A socket to be asked over
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "SPAWNWORK_CONTROL",
+        hide_env = true,
+        help_heading = "Control"
+    )]
+    pub control: Option<PathBuf>,
+    /// Ask the master there: status, reload, stop, help ...
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "SPAWNWORK_CTL",
+        hide_env = true,
+        help_heading = "Control"
+    )]
+    pub ctl: Option<PathBuf>,
+    /// For its answer; then 124
+    #[arg(long, value_name = "D", env = "SPAWNWORK_TIMEOUT", hide_env = true, help_heading = "Control", value_parser = duration)]
+    pub timeout: Option<Duration>,
     /// text, json or journal [default: by stderr]
     #[arg(long, value_name = "F", env = "SPAWNWORK_LOG_FORMAT", hide_env = true, help_heading = "Output", value_parser = format)]
     pub log_format: Option<Format>,
@@ -241,7 +280,7 @@ pub struct Cli {
     /// The program and its arguments
     #[arg(
         value_name = "PROGRAM",
-        required = true,
+        required_unless_present = "ctl",
         trailing_var_arg = true,
         hide = true
     )]

@@ -32,6 +32,8 @@ pub const RELOAD_FAILED: &str = "reload-failed";
 pub const RELOAD_QUEUED: &str = "reload-queued";
 /// A newer reload takes the place of the running one.
 pub const RELOAD_SUPERSEDED: &str = "reload-superseded";
+/// The new generation died after it had taken over; the old one comes back.
+pub const RELOAD_ROLLED_BACK: &str = "reload-rolled-back";
 /// A reload was not begun at all.
 pub const RELOAD_REFUSED: &str = "reload-refused";
 /// A socket was bound.
@@ -52,6 +54,8 @@ pub const LINES_LOST: &str = "lines-lost";
 pub const STOP_REQUESTED: &str = "stop-requested";
 /// A slot's or a socket's state, asked for by USR1.
 pub const STATUS: &str = "status";
+/// The failed deploy, and deaths counted against slots, were forgotten on request.
+pub const CLEARED: &str = "cleared";
 /// The number of workers was changed.
 pub const WORKERS_CHANGED: &str = "workers-changed";
 /// The master ends.

@@ -197,15 +197,7 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
             .iter()
             .map(|word| text(word.as_bytes()))
             .collect::<Result<_>>()?,
-        environment: environment
-            .into_iter()
-            .map(|(name, value)| {
-                let mut pair = name.into_vec();
-                pair.push(b'=');
-                pair.extend_from_slice(value.as_bytes());
-                text(&pair)
-            })
-            .collect::<Result<_>>()?,
+        environment: pairs(environment)?,
         listen_pid: !given.sockets.is_empty(),
         descriptors,
         directory: who
@@ -222,6 +214,64 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
         // A node worker learns of our end by its channel, and drains; others by this.
         death_signal: (plan.node == Node::No).then_some(15),
     })
+}
+
+/// The command of `--check`, as a worker of `generation` would be started, but for descriptors and slot.
+///
+/// # Errors
+/// The command or a variable holds a NUL byte.
+pub fn check_image(
+    plan: &Plan,
+    generation: &Generation,
+    command: &str,
+    standard: [RawFd; 3],
+) -> Result<Image> {
+    let who = Who {
+        id: 0,
+        slot: 0,
+        workers: plan.workers,
+        generation,
+        last_exit: None,
+    };
+    let mut environment = environment(plan, who, &Given::default())?;
+    environment.remove(OsStr::new("WORKER_ID"));
+    let text =
+        |bytes: &[u8]| CString::new(bytes).map_err(|_| Error::usage("a variable holds a NUL byte"));
+    Ok(Image {
+        candidates: vec![c"/bin/sh".to_owned()],
+        arguments: vec![
+            c"sh".to_owned(),
+            c"-c".to_owned(),
+            text(command.as_bytes())?,
+        ],
+        environment: pairs(environment)?,
+        descriptors: standard
+            .iter()
+            .enumerate()
+            .map(|(number, fd)| (*fd, number as RawFd))
+            .collect(),
+        directory: generation.directory.as_ref().map(|(fd, _)| fd.as_raw_fd()),
+        identity: plan
+            .user
+            .as_ref()
+            .map(|user| (user.uid, user.gid, user.groups.clone())),
+        own_group: true,
+        death_signal: Some(9),
+        ..Image::default()
+    })
+}
+
+/// `NAME=value` each.
+fn pairs(environment: BTreeMap<OsString, OsString>) -> Result<Vec<CString>> {
+    environment
+        .into_iter()
+        .map(|(name, value)| {
+            let mut pair = name.into_vec();
+            pair.push(b'=');
+            pair.extend_from_slice(value.as_bytes());
+            CString::new(pair).map_err(|_| Error::usage("a variable holds a NUL byte"))
+        })
+        .collect()
 }
 
 fn environment(

@@ -1,8 +1,12 @@
 //! spawnwork: run N workers of a program on shared sockets, and never drop a request.
 #![forbid(unsafe_code)]
 
+mod ask;
+mod check;
 mod cli;
+mod control;
 mod cpus;
+mod deaths;
 mod events;
 mod launch;
 mod node;
@@ -11,14 +15,19 @@ mod output;
 mod plan;
 mod pool;
 mod primary;
+mod probe;
 mod reload;
 mod respawn;
 mod run;
+mod status;
 mod worker;
 
 fn main() -> std::process::ExitCode {
     if let Some(result) = node::shim::instead() {
         return common::cli::finish("spawnwork", result);
     }
-    common::cli::main("spawnwork", |cli| run::run(plan::Plan::make(cli)?))
+    common::cli::main("spawnwork", |cli| match plan::Order::make(cli)? {
+        plan::Order::Run(plan) => run::run(*plan),
+        plan::Order::Ask(question) => ask::run(&question),
+    })
 }

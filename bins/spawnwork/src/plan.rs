@@ -1,5 +1,6 @@
 //! What was typed, meant: looked up, checked, contradictions refused. No effect yet.
 
+use crate::ask::Question;
 use crate::cli::{
     Backoff, Balance, Cli, NodeArg, NofileArg, OnLimit, OutputArg, Ready, Surge, Workers,
 };
@@ -44,6 +45,31 @@ pub enum Listen {
     Take(String, Inherited),
 }
 
+/// What a command line asks for.
+#[derive(Debug)]
+pub enum Order {
+    /// To be a master.
+    Run(Box<Plan>),
+    /// To ask one.
+    Ask(Question),
+}
+
+impl Order {
+    /// Tells the two apart.
+    ///
+    /// # Errors
+    /// Wrong usage (2), or something that this machine cannot give (125).
+    pub fn make(cli: Cli) -> Result<Order> {
+        match cli.ctl {
+            Some(path) => Question::new(path, &cli.command, cli.timeout).map(Order::Ask),
+            None if cli.timeout.is_some() => {
+                Err(Error::usage("--timeout is for the answer to --ctl"))
+            }
+            None => Plan::make(cli).map(|plan| Order::Run(Box::new(plan))),
+        }
+    }
+}
+
 /// Everything that is settled before anything happens.
 #[derive(Debug)]
 pub struct Plan {
@@ -79,6 +105,10 @@ pub struct Plan {
     pub ready: Readiness,
     /// `--ready-timeout`
     pub ready_timeout: Duration,
+    /// `--check`
+    pub check: Option<String>,
+    /// `--probe`
+    pub probe: Option<String>,
     /// The reload's rules, for this number of workers.
     pub surge: Surge,
     /// `--start-parallel`
@@ -101,6 +131,8 @@ pub struct Plan {
     pub prefix: String,
     /// `--pid-file`
     pub pid_file: Option<PathBuf>,
+    /// `--control`
+    pub control: Option<PathBuf>,
     /// `--log-format`
     pub format: Option<Format>,
     /// What is logged.
@@ -142,6 +174,20 @@ impl Plan {
             return Err(Error::usage(
                 "--balance round-robin is for node (see --node); other programs accept by themselves",
             ));
+        }
+        if let Some(path) = &cli.probe {
+            if cli.balance != Balance::RoundRobin {
+                return Err(Error::usage(
+                    "--probe needs --balance round-robin: only there the master has connections to give",
+                ));
+            }
+            if !path.starts_with('/')
+                || path.contains(|c: char| c.is_whitespace() || c.is_control())
+            {
+                return Err(Error::usage(format!(
+                    "--probe '{path}': a path like /health would do"
+                )));
+            }
         }
         let ready = match cli.ready.clone() {
             Some(Ready::Listen) if node == Node::No => {
@@ -212,6 +258,8 @@ impl Plan {
             env_file: cli.env_file,
             ready,
             ready_timeout: cli.ready_timeout,
+            check: cli.check,
+            probe: cli.probe,
             surge: cli.surge,
             parallel: cli
                 .start_parallel
@@ -237,6 +285,7 @@ impl Plan {
             },
             prefix: cli.prefix.unwrap_or_default(),
             pid_file: cli.pid_file,
+            control: cli.control,
             format: cli.log_format,
             level: match (cli.quiet, cli.verbose) {
                 (true, _) => Level::Warning,
@@ -258,6 +307,7 @@ impl Plan {
             surge: surge.min(workers),
             parallel: self.parallel,
             probation: self.probation,
+            probe: self.probe.is_some(),
         }
     }
 }

@@ -1,23 +1,29 @@
 //! The workers as a whole: start, ready, death, reload, stop.
 
+use crate::check::Check;
 use crate::cli::{Balance, OnLimit, Ready};
+use crate::control::Begun;
+use crate::deaths::{self, By, Death, Oom};
 use crate::events;
 use crate::launch::{self, Generation, Given, Who, expand_with};
 use crate::node::channel;
 use crate::node::sockets::HandOver;
 use crate::output::{Stream, Which};
 use crate::plan::{Node, Readiness};
-use crate::reload::{Reload, Step};
+use crate::reload::{Reload, Step, Trial};
 use crate::respawn::Verdict;
 use crate::run::{Leftover, Master, Phase, Token};
+use crate::status::Frozen;
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Child};
+use common::control::Reply;
 use common::error::Result;
 use common::event::{Level, Value};
 use common::exit::{End, Exit};
 use common::lines::LastLines;
 use common::sys::{Image, Step as StartStep};
 use common::wait::Interest;
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -39,6 +45,20 @@ pub struct Reloading {
     pub since: Instant,
     /// The way back after a failure in mid-switch.
     pub back: bool,
+    /// `--check`, which comes before all else.
+    pub check: Option<Box<Check>>,
+}
+
+impl Reloading {
+    /// Where it is, in one word.
+    #[must_use]
+    pub fn step(&self) -> &'static str {
+        match (&self.check, self.back) {
+            (Some(_), _) => "check",
+            (None, true) => "back",
+            (None, false) => self.steps.step(),
+        }
+    }
 }
 
 /// Whether a worker may take connections as soon as it listens.
@@ -51,6 +71,12 @@ enum Beginning {
 /// A worker that has started as one of the newest counts as starting for this long: others need not
 /// wait for one that hangs.
 const STAGGER: Duration = Duration::from_secs(2);
+
+/// A new worker that never had a client, and is not wanted any more, has this long to leave.
+const ABORT: Duration = Duration::from_secs(5);
+
+/// So many generations may finish what they had begun; the oldest of more is ended.
+const MOST_DRAINING: usize = 3;
 
 /// How long what can wait is put off for the exec of a worker that has just been started.
 const EXEC: Duration = Duration::from_millis(5);
@@ -101,6 +127,7 @@ impl Master {
                         humantime_of(self.plan.ready_timeout)
                     );
                     worker.cause = Some(error.clone());
+                    worker.by = Some(By::ReadyTimeout);
                     let fields = [
                         ("slot", worker.slot.into()),
                         ("generation", worker.generation.number.into()),
@@ -119,8 +146,14 @@ impl Master {
             State::Serving => {}
             State::Draining => {
                 if worker.kill_at.is_some_and(|at| at <= now) {
-                    let error = format!("not gone within {}", humantime_of(self.plan.stop_timeout));
+                    let patience = if worker.aborted {
+                        self.plan.stop_timeout.min(ABORT)
+                    } else {
+                        self.plan.stop_timeout
+                    };
+                    let error = format!("not gone within {}", humantime_of(patience));
                     worker.cause = Some(error.clone());
+                    worker.by = Some(By::StopTimeout);
                     let fields = [
                         ("slot", worker.slot.into()),
                         ("pid", worker.child.pid().into()),
@@ -187,6 +220,10 @@ impl Master {
 
     /// When the line moves without an event.
     pub(crate) fn next_start(&self, now: Instant) -> Option<Instant> {
+        if matches!(self.phase, Phase::Initial) && self.room() == 0 {
+            // The end of one that leaves tells.
+            return None;
+        }
         if self.starting_now(now) < self.plan.parallel.max(1) {
             return Some(now);
         }
@@ -198,8 +235,22 @@ impl Master {
             .min()
     }
 
+    /// How many more workers there may be: never more than two for a slot, those aside that finish for
+    /// their clients.
+    fn room(&self) -> usize {
+        let there = self
+            .workers
+            .values()
+            .filter(|worker| worker.stays() || worker.aborted)
+            .count();
+        (2 * self.slots.len()).saturating_sub(there)
+    }
+
     pub(crate) fn start_line(&mut self, now: Instant) {
         while !self.line.is_empty() && self.starting_now(now) < self.plan.parallel.max(1) {
+            if matches!(self.phase, Phase::Initial) && self.room() == 0 {
+                return;
+            }
             let Some(index) = self.line.pop_front() else {
                 return;
             };
@@ -341,6 +392,9 @@ impl Master {
                 ready_at: None,
                 kill_at: None,
                 cause: None,
+                by: None,
+                oom_kills: child::oom_kills(),
+                aborted: false,
                 channel: ours,
                 spoke: false,
                 open_queries: 0,
@@ -384,11 +438,12 @@ impl Master {
             check.signal_group(KILL);
         }
         let (slot, pid, generation) = (worker.slot, worker.child.pid(), worker.generation.number);
+        let took = now.saturating_duration_since(worker.started);
         let fields = [
             ("slot", slot.into()),
             ("pid", pid.into()),
             ("generation", generation.into()),
-            ("took", now.saturating_duration_since(worker.started).into()),
+            ("took", took.into()),
         ];
         self.ever_ready = true;
         self.late.clear();
@@ -400,12 +455,21 @@ impl Master {
         if let (Phase::Reloading(reloading), true) = (&mut self.phase, is_next) {
             reloading.steps.ready(slot, now);
             let canary = !reloading.back && reloading.steps.canary() == Some(slot);
+            let ready = reloading.steps.ready_count();
             if canary {
                 self.say(
                     Level::Info,
                     events::RELOAD_CANARY,
                     &[("slot", slot.into()), ("pid", pid.into())],
                 );
+                let took = common::time::say(took);
+                self.progress(generation, &format!("canary ready in {took}"), now);
+                if let Some(path) = self.plan.probe.clone() {
+                    self.start_probe(id, &path, now);
+                }
+            } else {
+                let all = self.slots.len();
+                self.progress(generation, &format!("{ready}/{all} ready"), now);
             }
         }
         let all = self.slots.iter().all(|slot| {
@@ -416,6 +480,9 @@ impl Master {
         if all && matches!(self.phase, Phase::Initial) {
             self.phase = Phase::Running;
             self.say_serving(now, self.started);
+            let generation = self.generation.number;
+            let reply = Reply::Ok(format!("generation {generation} serves"));
+            self.reload_ended(generation, &reply, &[], now);
         }
     }
 
@@ -457,7 +524,22 @@ impl Master {
             .is_some_and(|one| one.current == Some(id));
         let was_next = self.slots.get(slot).is_some_and(|one| one.next == Some(id));
         let expected = !worker.stays();
+        let oom = match (worker.oom_kills, child::oom_kills()) {
+            (Some(before), Some(after)) if after > before => Oom::Counted,
+            _ => Oom::No,
+        };
+        let by = deaths::judge(end, worker.by, oom);
+        *self.deaths.entry(by).or_default() += 1;
         if let Some(one) = self.slots.get_mut(slot) {
+            let death = Death {
+                pid: worker.child.pid(),
+                generation: worker.generation.number,
+                end,
+                by,
+                uptime,
+                at: now,
+            };
+            one.deaths.note(death, &worker.last);
             one.last_end = end;
             if was_current {
                 one.current = None;
@@ -479,6 +561,7 @@ impl Master {
             None => {}
         }
         fields.push(("uptime", uptime.into()));
+        fields.push(("by", by.name().into()));
         if let Some(cause) = &worker.cause {
             fields.push(("error", cause.clone().into()));
         }
@@ -528,7 +611,7 @@ impl Master {
                 |end| format!("ended with {end} before its time"),
             )
         });
-        let words = last_words(&worker.last);
+        let words = deaths::spoken(&worker.last);
 
         if was_next && (!expected || worker.cause.is_some()) {
             self.reload_failed(
@@ -536,6 +619,8 @@ impl Master {
                 words,
                 now,
             );
+        } else if was_current && !expected && self.mass_death(slot, &worker, now) {
+            self.roll_back(words, now);
         } else if was_current
             && (!expected || worker.cause.is_some())
             && !matches!(self.phase, Phase::Stopping(_))
@@ -567,6 +652,142 @@ impl Master {
         }
         self.sweep(worker, now);
         self.drop_sockets();
+    }
+
+    /// The worker of the newest generation died, and with it more than half of its slots in their time
+    /// of trial.
+    fn mass_death(&mut self, slot: usize, worker: &Worker, now: Instant) -> bool {
+        let newest = worker.generation.number == self.generation.number;
+        match &mut self.trial {
+            Some((trial, _)) if newest && matches!(self.phase, Phase::Running) => {
+                trial.died(slot, now)
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// The generation that has just taken over cannot live: the old one comes back from its pin.
+    fn roll_back(&mut self, words: Vec<String>, now: Instant) {
+        let Some((_, old)) = self.trial.take() else {
+            return;
+        };
+        let bad = self.generation.number;
+        let error = format!(
+            "more than half of its workers died within {} of the switch; generation {} comes back",
+            humantime_of(self.plan.probation * 2),
+            old.number
+        );
+        let mut fields = vec![
+            ("generation", bad.into()),
+            ("error", Value::from(error.clone())),
+        ];
+        if let Some(text) = in_one_line(&words) {
+            fields.push(("stderr", text.into()));
+        }
+        self.reloads.rolled_back += 1;
+        self.say(Level::Error, events::RELOAD_ROLLED_BACK, &fields);
+        self.frozen = Some(Frozen {
+            generation: bad,
+            error,
+            words,
+            at: now,
+        });
+        self.generation = Rc::clone(&old);
+        let mut alive = Vec::new();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            slot.generation = Rc::clone(&old);
+            slot.history.clear();
+            if slot.current.is_some() {
+                alive.push(index);
+            } else if slot.wait != Wait::Queued {
+                slot.wait = Wait::Queued;
+                self.line.push_back(index);
+            }
+        }
+        if !alive.is_empty() {
+            // Each slot as soon as its old release serves: what it has now may die at any moment.
+            let rules = crate::reload::Rules {
+                surge: (self.slots.len() - 1).max(1),
+                ..self.plan.rules(self.slots.len())
+            };
+            self.phase = Phase::Reloading(Reloading {
+                steps: Reload::back(self.slots.len(), &alive, rules),
+                target: Rc::clone(&old),
+                old,
+                since: now,
+                back: true,
+                check: None,
+            });
+            self.advance_reload(now);
+        }
+        self.start_line(now);
+    }
+
+    pub(crate) fn probe_passed(&mut self, status: u16, took: Duration, now: Instant) {
+        let Phase::Reloading(reloading) = &mut self.phase else {
+            return;
+        };
+        reloading.steps.probed();
+        let generation = reloading.target.number;
+        let text = format!("probe answered {status} in {}", common::time::say(took));
+        self.progress(generation, &text, now);
+        self.advance_reload(now);
+    }
+
+    pub(crate) fn probe_failed(&mut self, id: u64, why: &str, now: Instant) {
+        let path = self.plan.probe.clone().unwrap_or_default();
+        if let Some(worker) = self.workers.get(&id) {
+            let (slot, pid) = (worker.slot, worker.child.pid());
+            let words = deaths::spoken(&worker.last);
+            let why = format!("worker {slot} (pid {pid}) failed the probe {path}: {why}");
+            self.reload_failed(&why, words, now);
+        }
+    }
+
+    /// Slots that wait, for whatever reason, are started now.
+    pub(crate) fn start_waiting(&mut self, now: Instant) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if matches!(slot.wait, Wait::Backoff(_) | Wait::Held(_)) {
+                slot.wait = Wait::Queued;
+                self.line.push_back(index);
+            }
+        }
+        self.start_line(now);
+    }
+
+    /// Of too many generations that drain, the oldest has had its time.
+    fn limit_draining(&mut self, now: Instant) {
+        let old: BTreeSet<u32> = self
+            .workers
+            .values()
+            .filter(|worker| worker.state == State::Draining && !worker.aborted)
+            .map(|worker| worker.generation.number)
+            .filter(|number| *number != self.generation.number)
+            .collect();
+        let Some(oldest) = old.first().filter(|_| old.len() > MOST_DRAINING) else {
+            return;
+        };
+        let ids: Vec<u64> = self
+            .workers
+            .values()
+            .filter(|worker| worker.state == State::Draining && worker.generation.number == *oldest)
+            .map(|worker| worker.id)
+            .collect();
+        for id in ids {
+            let Some(worker) = self.workers.get_mut(&id) else {
+                continue;
+            };
+            let error = format!("{MOST_DRAINING} newer generations are draining, too");
+            worker.cause = Some(error.clone());
+            worker.by = Some(By::StopTimeout);
+            let fields = [
+                ("slot", worker.slot.into()),
+                ("pid", worker.child.pid().into()),
+                ("error", Value::from(error)),
+            ];
+            self.say(Level::Warning, events::WORKER_KILLED, &fields);
+            self.kill(id, now);
+        }
     }
 
     /// Whether `id`, which has just ended, and all others of the first generation were late.
@@ -674,6 +895,7 @@ impl Master {
         }
         let served = worker.listening_since.is_some();
         worker.state = State::Draining;
+        worker.by.get_or_insert(By::Asked);
         worker.kill_at = Some(now + self.plan.stop_timeout);
         let fields = [
             ("slot", worker.slot.into()),
@@ -707,6 +929,7 @@ impl Master {
         for id in ids {
             if let Some(worker) = self.workers.get_mut(&id) {
                 worker.cause.get_or_insert_with(|| cause.to_owned());
+                worker.by = Some(By::Operator);
             }
             self.kill(id, now);
         }
@@ -719,7 +942,12 @@ impl Master {
         if matches!(self.phase, Phase::Stopping(_)) {
             return;
         }
+        if let Phase::Reloading(reloading) = &self.phase {
+            reloading.check.iter().for_each(|check| check.abandon());
+        }
+        self.drop_probe();
         self.phase = Phase::Stopping(exit);
+        self.no_result_will_come(exit, now);
         self.queued_reload = false;
         self.line.clear();
         for slot in &mut self.slots {
@@ -732,7 +960,7 @@ impl Master {
 
     // ---- reload ----
 
-    pub(crate) fn reload(&mut self, now: Instant) {
+    pub(crate) fn reload(&mut self, now: Instant) -> Begun {
         match &self.phase {
             Phase::Stopping(_) => {
                 self.say(
@@ -740,26 +968,22 @@ impl Master {
                     events::RELOAD_REFUSED,
                     &[("error", "we are stopping".into())],
                 );
-                return;
+                self.reloads.refused += 1;
+                return Begun::Refused("we are stopping".to_owned());
             }
             Phase::Reloading(reloading)
                 if reloading.back || !reloading.steps.switched().is_empty() =>
             {
                 self.queued_reload = true;
                 self.say(Level::Info, events::RELOAD_QUEUED, &[]);
-                return;
+                return Begun::Queued;
             }
             Phase::Reloading(_) | Phase::Initial | Phase::Running => {}
         }
         let target = match Generation::new(self.last_generation + 1, &self.plan) {
             Ok(generation) => Rc::new(generation),
             Err(error) => {
-                self.say(
-                    Level::Error,
-                    events::RELOAD_REFUSED,
-                    &[("error", error.to_string().into())],
-                );
-                return;
+                return self.refuse(error.to_string());
             }
         };
         self.last_generation += 1;
@@ -770,7 +994,13 @@ impl Master {
                     events::RELOAD_SUPERSEDED,
                     &[("generation", reloading.target.number.into())],
                 );
+                self.reloads.superseded += 1;
+                if let Some(check) = &reloading.check {
+                    check.abandon();
+                }
+                self.drop_probe();
                 self.drop_next(now);
+                self.reload_superseded(reloading.target.number, now);
                 reloading.old
             }
             Phase::Initial => {
@@ -781,19 +1011,20 @@ impl Master {
                     events::RELOAD_STARTED,
                     &[("generation", target.number.into())],
                 );
+                self.reload_superseded(self.generation.number, now);
                 let ids: Vec<u64> = self
                     .slots
                     .iter_mut()
                     .filter_map(|slot| slot.current.take())
                     .collect();
-                ids.into_iter().for_each(|id| self.leave(id, now));
+                ids.into_iter().for_each(|id| self.abort(id, now));
                 self.line.clear();
                 for (index, slot) in self.slots.iter_mut().enumerate() {
                     *slot = Slot::new(&target);
                     self.line.push_back(index);
                 }
                 self.generation = target;
-                return;
+                return Begun::Started(self.last_generation);
             }
             Phase::Running | Phase::Stopping(_) => Rc::clone(&self.generation),
         };
@@ -802,6 +1033,14 @@ impl Master {
             events::RELOAD_STARTED,
             &[("generation", target.number.into())],
         );
+        let check = match self.plan.check.clone() {
+            Some(command) => match self.start_check_of(&command, &target, now) {
+                Ok(check) => Some(Box::new(check)),
+                Err(error) => return self.refuse(error.to_string()),
+            },
+            None => None,
+        };
+        let number = target.number;
         let steps = Reload::new(self.slots.len(), self.plan.rules(self.slots.len()));
         self.phase = Phase::Reloading(Reloading {
             steps,
@@ -809,8 +1048,33 @@ impl Master {
             old,
             since: now,
             back: false,
+            check,
         });
         self.advance_reload(now);
+        Begun::Started(number)
+    }
+
+    fn refuse(&mut self, why: String) -> Begun {
+        self.reloads.refused += 1;
+        self.say(
+            Level::Error,
+            events::RELOAD_REFUSED,
+            &[("error", why.clone().into())],
+        );
+        Begun::Refused(why)
+    }
+
+    /// Asks a worker to go that has no client and never will.
+    fn abort(&mut self, id: u64, now: Instant) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        worker.aborted = worker.held || worker.state == State::Starting;
+        self.leave(id, now);
+        if let Some(worker) = self.workers.get_mut(&id).filter(|worker| worker.aborted) {
+            let limit = now + self.plan.stop_timeout.min(ABORT);
+            worker.kill_at = worker.kill_at.map(|at| at.min(limit));
+        }
     }
 
     /// The workers of a generation that will not come.
@@ -820,15 +1084,24 @@ impl Master {
             .iter_mut()
             .filter_map(|slot| slot.next.take())
             .collect();
-        ids.into_iter().for_each(|id| self.leave(id, now));
+        ids.into_iter().for_each(|id| self.abort(id, now));
     }
 
-    fn advance_reload(&mut self, now: Instant) {
+    pub(crate) fn advance_reload(&mut self, now: Instant) {
+        let room = self.room();
         let Phase::Reloading(reloading) = &mut self.phase else {
             return;
         };
-        let steps = reloading.steps.advance(now);
+        if reloading.check.is_some() {
+            return;
+        }
+        let steps = reloading.steps.advance(now, room);
         let target = Rc::clone(&reloading.target);
+        let switching = steps
+            .iter()
+            .filter(|step| matches!(step, Step::Switch(_)))
+            .count();
+        let mut replaced = reloading.steps.switched().len().saturating_sub(switching);
         for step in steps {
             if !matches!(self.phase, Phase::Reloading(_)) {
                 return;
@@ -860,6 +1133,9 @@ impl Master {
                     if let Some(old) = old {
                         self.leave(old, now);
                     }
+                    replaced += 1;
+                    let text = format!("{replaced}/{} replaced", self.slots.len());
+                    self.progress(target.number, &text, now);
                 }
                 Step::Commit => self.commit(now),
             }
@@ -888,7 +1164,7 @@ impl Master {
                     slot.next = Some(id);
                 }
             }
-            Err(error) => self.reload_failed(&error.to_string(), None, now),
+            Err(error) => self.reload_failed(&error.to_string(), Vec::new(), now),
         }
     }
 
@@ -897,8 +1173,12 @@ impl Master {
             return;
         };
         self.generation = Rc::clone(&reloading.target);
+        self.trial = None;
         if !reloading.back {
             self.frozen = None;
+            self.reloads.committed += 1;
+            let until = now + self.plan.probation * 2;
+            self.trial = Some((Trial::new(self.slots.len(), until), reloading.old));
             let fields = [
                 ("generation", reloading.target.number.into()),
                 ("workers", self.slots.len().into()),
@@ -908,6 +1188,13 @@ impl Master {
                 ),
             ];
             self.say(Level::Info, events::RELOAD_COMMITTED, &fields);
+            let reply = Reply::Ok(format!(
+                "generation {} serves: {} workers in {}",
+                reloading.target.number,
+                self.slots.len(),
+                humantime_of(now.saturating_duration_since(reloading.since))
+            ));
+            self.reload_ended(reloading.target.number, &reply, &[], now);
         }
         self.say_serving(now, reloading.since);
         // A slot that was in its backoff has a worker now, or is to get one of the new code.
@@ -918,19 +1205,18 @@ impl Master {
                 self.line.push_back(index);
             }
         }
+        self.limit_draining(now);
         self.drop_sockets();
-        if std::mem::take(&mut self.queued_reload) {
-            self.reload(now);
-        }
+        self.reload_from_queue(now);
     }
 
     /// Any failure before the switch: the new go, the old stay, and everybody may know.
-    fn reload_failed(&mut self, why: &str, words: Option<String>, now: Instant) {
+    fn reload_failed(&mut self, why: &str, words: Vec<String>, now: Instant) {
         let Phase::Reloading(reloading) = std::mem::replace(&mut self.phase, Phase::Running) else {
             return;
         };
+        self.drop_probe();
         self.drop_next(now);
-        self.frozen = Some(reloading.target.number);
         let mut fields = vec![
             ("generation", reloading.target.number.into()),
             (
@@ -941,10 +1227,26 @@ impl Master {
                 )),
             ),
         ];
-        if let Some(words) = words {
-            fields.push(("stderr", words.into()));
+        if let Some(text) = in_one_line(&words) {
+            fields.push(("stderr", text.into()));
         }
         self.say(Level::Error, events::RELOAD_FAILED, &fields);
+        // On the way back it is the old release that failed, and the freeze names the new one.
+        if !reloading.back {
+            let (failed, old) = (reloading.target.number, reloading.old.number);
+            self.reloads.failed += 1;
+            let reply = Reply::Err(
+                Exit::No.code(),
+                format!("generation {failed} failed: {why}; generation {old} goes on"),
+            );
+            self.reload_ended(failed, &reply, &words, now);
+            self.frozen = Some(Frozen {
+                generation: failed,
+                error: why.to_owned(),
+                words,
+                at: now,
+            });
+        }
         let switched = reloading.steps.switched();
         if !switched.is_empty() && !reloading.back {
             let rules = self.plan.rules(self.slots.len());
@@ -961,6 +1263,7 @@ impl Master {
                 old: target,
                 since: now,
                 back: true,
+                check: None,
             });
             self.advance_reload(now);
         } else {
@@ -971,9 +1274,7 @@ impl Master {
                     self.line.push_back(index);
                 }
             }
-            if std::mem::take(&mut self.queued_reload) {
-                self.reload(now);
-            }
+            self.reload_from_queue(now);
         }
         self.drop_sockets();
     }
@@ -1013,8 +1314,8 @@ impl Master {
             ("generation", self.generation.number.into()),
             ("workers", self.slots.len().into()),
         ];
-        if let Some(failed) = self.frozen {
-            head.push(("frozen", failed.into()));
+        if let Some(frozen) = &self.frozen {
+            head.push(("frozen", frozen.generation.into()));
         }
         if self.lost > 0 {
             head.push(("lost", self.lost.into()));
@@ -1107,9 +1408,13 @@ impl Master {
     }
 }
 
-/// The last lines of stderr in one: what an operator looks at first.
+/// The last lines of stderr in one.
 fn last_words(last: &LastLines) -> Option<String> {
-    let lines: Vec<String> = last.lines().map(|line| line.to_string()).collect();
+    in_one_line(&deaths::spoken(last))
+}
+
+/// Lines in one, for an event: the end of them, which tells most.
+pub(crate) fn in_one_line(lines: &[String]) -> Option<String> {
     let text = lines.join(" | ");
     if text.is_empty() {
         return None;

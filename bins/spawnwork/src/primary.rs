@@ -102,7 +102,7 @@ impl Master {
     }
 
     /// Queues a message; a channel that takes none is at its end.
-    fn send(&mut self, id: u64, message: String, handle: Option<Rc<OwnedFd>>) {
+    pub(crate) fn send(&mut self, id: u64, message: String, handle: Option<Rc<OwnedFd>>) {
         let Some(channel) = self
             .workers
             .get_mut(&id)
@@ -116,7 +116,7 @@ impl Master {
         }
     }
 
-    fn seq(&mut self, id: u64) -> u64 {
+    pub(crate) fn seq(&mut self, id: u64) -> u64 {
         self.workers
             .get_mut(&id)
             .and_then(|worker| worker.channel.as_mut())

@@ -4,6 +4,7 @@
 //! ones drain). With a surge below the number of workers, fill and switch go slot by slot; with 0
 //! the old worker of a slot goes first.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How far a slot is.
@@ -45,6 +46,8 @@ pub struct Rules {
     pub parallel: usize,
     /// How long a new worker must have served.
     pub probation: Duration,
+    /// The canary is asked something besides: see [`Reload::probed`].
+    pub probe: bool,
 }
 
 /// A reload under way.
@@ -54,6 +57,7 @@ pub struct Reload {
     slots: Vec<Progress>,
     canary: Option<usize>,
     canary_proven: bool,
+    unprobed: bool,
 }
 
 impl Reload {
@@ -65,6 +69,7 @@ impl Reload {
             slots: vec![Progress::Old; slots],
             canary: None,
             canary_proven: false,
+            unprobed: rules.probe,
         }
     }
 
@@ -89,13 +94,17 @@ impl Reload {
             slots,
             canary: None,
             canary_proven: true,
+            unprobed: false,
         }
     }
 
-    /// What is to be done now. Each step is given once.
-    pub fn advance(&mut self, now: Instant) -> Vec<Step> {
+    /// What is to be done now, with at most `room` starts. Each step is given once.
+    pub fn advance(&mut self, now: Instant, mut room: usize) -> Vec<Step> {
         let mut steps = Vec::new();
-        for slot in &mut self.slots {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if self.unprobed && self.canary == Some(index) {
+                continue;
+            }
             if matches!(*slot, Progress::Ready(since)
                 if now.saturating_duration_since(since) >= self.rules.probation)
             {
@@ -133,10 +142,11 @@ impl Reload {
             )
         });
         let mut starting = self.count(|slot| *slot == Progress::Starting);
-        let room = self.rules.surge.max(1);
+        let surge = self.rules.surge.max(1);
         for index in 0..self.slots.len() {
             if self.slots[index] != Progress::Old
-                || beside >= room
+                || beside >= surge
+                || room == 0
                 || starting >= self.rules.parallel.max(1)
             {
                 continue;
@@ -148,6 +158,7 @@ impl Reload {
                 self.canary = Some(index);
             }
             beside += 1;
+            room -= 1;
             if self.rules.surge == 0 {
                 self.slots[index] = Progress::Emptying;
                 steps.push(Step::Empty(index));
@@ -188,6 +199,34 @@ impl Reload {
         false
     }
 
+    /// The canary has answered as it should.
+    pub fn probed(&mut self) {
+        self.unprobed = false;
+    }
+
+    /// New workers that have become ready so far.
+    #[must_use]
+    pub fn ready_count(&self) -> usize {
+        self.count(|slot| {
+            matches!(
+                slot,
+                Progress::Ready(_) | Progress::Proven | Progress::Switched
+            )
+        })
+    }
+
+    /// Where it is, in one word.
+    #[must_use]
+    pub fn step(&self) -> &'static str {
+        if !self.canary_proven {
+            "canary"
+        } else if self.switched().is_empty() {
+            "fill"
+        } else {
+            "switch"
+        }
+    }
+
     /// The first worker of the new generation.
     #[must_use]
     pub fn canary(&self) -> Option<usize> {
@@ -210,7 +249,9 @@ impl Reload {
     pub fn deadline(&self) -> Option<Instant> {
         self.slots
             .iter()
-            .filter_map(|slot| match slot {
+            .enumerate()
+            .filter(|(index, _)| !(self.unprobed && self.canary == Some(*index)))
+            .filter_map(|(_, slot)| match slot {
                 Progress::Ready(since) => Some(*since + self.rules.probation),
                 Progress::Old
                 | Progress::Emptying
@@ -222,15 +263,47 @@ impl Reload {
     }
 }
 
+/// A generation that has just taken over: for a while it may be taken back.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    slots: usize,
+    until: Instant,
+    died: BTreeSet<usize>,
+}
+
+impl Trial {
+    /// A trial of `slots` slots, until then.
+    #[must_use]
+    pub fn new(slots: usize, until: Instant) -> Trial {
+        Trial {
+            slots,
+            until,
+            died: BTreeSet::new(),
+        }
+    }
+
+    /// The worker of a slot died. True when, in time, more than half of the slots have seen that.
+    #[must_use]
+    pub fn died(&mut self, slot: usize, now: Instant) -> bool {
+        if now > self.until {
+            return false;
+        }
+        self.died.insert(slot);
+        self.died.len() * 2 > self.slots
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn rules(surge: usize, parallel: usize) -> Rules {
         Rules {
             surge,
             parallel,
             probation: Duration::from_secs(3),
+            probe: false,
         }
     }
 
@@ -238,20 +311,20 @@ mod tests {
     fn nothing_else_starts_before_the_canary_is_proven() {
         let now = Instant::now();
         let mut reload = Reload::new(4, rules(4, 2));
-        assert_eq!(reload.advance(now), [Step::Start(0)]);
-        assert_eq!(reload.advance(now), []);
+        assert_eq!(reload.advance(now, 99), [Step::Start(0)]);
+        assert_eq!(reload.advance(now, 99), []);
         reload.ready(0, now);
-        assert_eq!(reload.advance(now + Duration::from_secs(2)), []);
+        assert_eq!(reload.advance(now + Duration::from_secs(2), 99), []);
         assert_eq!(reload.deadline(), Some(now + Duration::from_secs(3)));
         let now = now + Duration::from_secs(3);
-        assert_eq!(reload.advance(now), [Step::Start(1), Step::Start(2)]);
+        assert_eq!(reload.advance(now, 99), [Step::Start(1), Step::Start(2)]);
         reload.ready(1, now);
-        assert_eq!(reload.advance(now), [Step::Start(3)]);
+        assert_eq!(reload.advance(now, 99), [Step::Start(3)]);
         reload.ready(2, now);
         reload.ready(3, now);
         // All on probation: no old worker goes.
-        assert_eq!(reload.advance(now + Duration::from_secs(2)), []);
-        let steps = reload.advance(now + Duration::from_secs(3));
+        assert_eq!(reload.advance(now + Duration::from_secs(2), 99), []);
+        let steps = reload.advance(now + Duration::from_secs(3), 99);
         assert_eq!(
             steps,
             [
@@ -268,7 +341,7 @@ mod tests {
     fn one_by_one() {
         let mut now = Instant::now();
         let mut reload = Reload::new(3, rules(1, 8));
-        assert_eq!(reload.advance(now), [Step::Start(0)]);
+        assert_eq!(reload.advance(now, 99), [Step::Start(0)]);
         for slot in 0..3 {
             reload.ready(slot, now);
             now += Duration::from_secs(3);
@@ -277,7 +350,7 @@ mod tests {
             } else {
                 Step::Commit
             };
-            assert_eq!(reload.advance(now), [Step::Switch(slot), next]);
+            assert_eq!(reload.advance(now, 99), [Step::Switch(slot), next]);
         }
     }
 
@@ -285,39 +358,136 @@ mod tests {
     fn stop_first() {
         let mut now = Instant::now();
         let mut reload = Reload::new(2, rules(0, 8));
-        assert_eq!(reload.advance(now), [Step::Empty(0)]);
-        assert_eq!(reload.advance(now), []);
+        assert_eq!(reload.advance(now, 99), [Step::Empty(0)]);
+        assert_eq!(reload.advance(now, 99), []);
         assert!(!reload.emptied(1));
         assert!(reload.emptied(0));
         assert!(!reload.emptied(0));
         reload.ready(0, now);
         assert_eq!(reload.switched(), [0]);
         now += Duration::from_secs(3);
-        assert_eq!(reload.advance(now), [Step::Switch(0), Step::Empty(1)]);
+        assert_eq!(reload.advance(now, 99), [Step::Switch(0), Step::Empty(1)]);
         assert!(reload.emptied(1));
         reload.ready(1, now);
         now += Duration::from_secs(3);
-        assert_eq!(reload.advance(now), [Step::Switch(1), Step::Commit]);
+        assert_eq!(reload.advance(now, 99), [Step::Switch(1), Step::Commit]);
     }
 
     #[test]
     fn the_way_back_replaces_only_what_was_switched_and_waits_for_no_probation() {
         let now = Instant::now();
         let mut reload = Reload::back(3, &[1], rules(1, 8));
-        assert_eq!(reload.advance(now), [Step::Start(1)]);
+        assert_eq!(reload.advance(now, 99), [Step::Start(1)]);
         reload.ready(1, now);
-        assert_eq!(reload.advance(now), [Step::Switch(1), Step::Commit]);
+        assert_eq!(reload.advance(now, 99), [Step::Switch(1), Step::Commit]);
     }
 
     #[test]
     fn one_worker_is_replaced_start_first_too() {
         let now = Instant::now();
         let mut reload = Reload::new(1, rules(1, 1));
-        assert_eq!(reload.advance(now), [Step::Start(0)]);
+        assert_eq!(reload.advance(now, 99), [Step::Start(0)]);
         reload.ready(0, now);
         assert_eq!(
-            reload.advance(now + Duration::from_secs(3)),
+            reload.advance(now + Duration::from_secs(3), 99),
             [Step::Switch(0), Step::Commit]
         );
+    }
+
+    #[test]
+    fn a_canary_that_is_to_be_asked_is_not_proven_by_time_alone() {
+        let now = Instant::now();
+        let probe = Rules {
+            probe: true,
+            ..rules(2, 8)
+        };
+        let mut reload = Reload::new(2, probe);
+        assert_eq!(reload.advance(now, 99), [Step::Start(0)]);
+        reload.ready(0, now);
+        let later = now + Duration::from_secs(9);
+        assert_eq!(reload.advance(later, 99), []);
+        assert_eq!(reload.deadline(), None);
+        assert_eq!((reload.step(), reload.ready_count()), ("canary", 1));
+        reload.probed();
+        assert_eq!(reload.advance(later, 99), [Step::Start(1)]);
+        assert_eq!(reload.step(), "fill");
+    }
+
+    #[test]
+    fn no_more_starts_than_there_is_room() {
+        let now = Instant::now();
+        let mut reload = Reload::new(4, rules(4, 8));
+        assert_eq!(reload.advance(now, 0), []);
+        assert_eq!(reload.advance(now, 1), [Step::Start(0)]);
+        reload.ready(0, now);
+        let now = now + Duration::from_secs(3);
+        assert_eq!(reload.advance(now, 2), [Step::Start(1), Step::Start(2)]);
+        assert_eq!(reload.advance(now, 0), []);
+        assert_eq!(reload.advance(now, 9), [Step::Start(3)]);
+    }
+
+    #[test]
+    fn more_than_half_of_the_slots_and_in_time() {
+        let now = Instant::now();
+        let end = now + Duration::from_secs(6);
+        let mut trial = Trial::new(4, end);
+        assert!(!trial.died(0, now) && !trial.died(0, now) && !trial.died(1, now));
+        assert!(!trial.clone().died(2, end + Duration::from_millis(1)));
+        assert!(trial.died(2, end));
+        assert!(Trial::new(1, end).died(0, now));
+    }
+
+    proptest! {
+        /// Whatever comes in whatever order: never more new workers than the surge allows, no slot
+        /// switched before its new worker has served its probation, none without a canary, each step
+        /// once, and in the end everything is switched.
+        #[test]
+        fn random_orders(
+            slots in 1usize..9, surge in 0usize..9, parallel in 1usize..4,
+            choices in proptest::collection::vec((0usize..9, 0u64..2000), 1..200),
+        ) {
+            let surge = surge.min(slots);
+            let mut now = Instant::now();
+            let mut reload = Reload::new(slots, rules(surge, parallel));
+            let mut ready: Vec<Option<Instant>> = vec![None; slots];
+            let (mut started, mut switched) = (BTreeSet::new(), BTreeSet::new());
+            let mut emptied = BTreeSet::new();
+            let mut committed = false;
+            let calm = (0..slots * 8).map(|step| (step % slots, 3000));
+            for (slot, wait) in choices.into_iter().chain(calm) {
+                now += Duration::from_millis(wait);
+                let slot = slot % slots;
+                if emptied.contains(&slot) && !started.contains(&slot) && reload.emptied(slot) {
+                    started.insert(slot);
+                }
+                if started.contains(&slot) && ready[slot].is_none() {
+                    reload.ready(slot, now);
+                    ready[slot] = Some(now);
+                }
+                for step in reload.advance(now, 99) {
+                    match step {
+                        Step::Start(slot) => prop_assert!(started.insert(slot)),
+                        Step::Empty(slot) => prop_assert!(surge == 0 && emptied.insert(slot)),
+                        Step::Switch(slot) => {
+                            prop_assert!(switched.insert(slot));
+                            let since = ready[slot].map(|at| now - at).unwrap_or_default();
+                            prop_assert!(since >= Duration::from_secs(3));
+                        }
+                        Step::Commit => {
+                            prop_assert!(!committed && switched.len() == slots);
+                            committed = true;
+                        }
+                    }
+                }
+                let beside = started.union(&emptied).filter(|slot| !switched.contains(slot)).count();
+                prop_assert!(beside <= surge.max(1));
+                let proven = ready.iter().flatten().any(|at| now - *at >= Duration::from_secs(3));
+                prop_assert!(proven || started.union(&emptied).count() <= 1);
+                if committed {
+                    break;
+                }
+            }
+            prop_assert!(committed);
+        }
     }
 }

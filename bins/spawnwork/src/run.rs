@@ -1,5 +1,7 @@
 //! The loop: what happened -> what follows.
 
+use crate::control::{self, Waiting};
+use crate::deaths::By;
 use crate::events;
 use crate::launch::Generation;
 use crate::node::preload::Preload;
@@ -9,10 +11,14 @@ use crate::notify::Notify;
 use crate::output::{self, Output, Readout, Stream, Which};
 use crate::plan::{Listen, Node, Plan, Readiness};
 use crate::pool::Reloading;
+use crate::probe::Probe;
+use crate::reload::Trial;
+use crate::status::{Frozen, Reloads};
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Peer};
+use common::control::Server;
 use common::error::{Doing, Error, Result};
-use common::event::{Level, Log, Value};
+use common::event::{Format, Level, Log, Value};
 use common::exit::Exit;
 use common::file::PidFile;
 use common::signal::{Received, Sender, Signals};
@@ -45,6 +51,14 @@ pub enum Token {
     Ready(u64),
     /// A socket of `--listen`.
     Given(u64),
+    /// The control socket.
+    Control,
+    /// A client of it.
+    Client(u64),
+    /// What `--check` says.
+    Check,
+    /// The connection of `--probe`.
+    Probe,
 }
 
 impl Token {
@@ -62,6 +76,10 @@ impl Token {
             Token::Rendezvous => (6, 0),
             Token::Ready(id) => (7, id),
             Token::Given(index) => (8, index),
+            Token::Control => (9, 0),
+            Token::Client(id) => (10, id),
+            Token::Check => (11, 0),
+            Token::Probe => (12, 0),
         };
         kind << 56 | number
     }
@@ -79,6 +97,10 @@ impl Token {
             6 => Token::Rendezvous,
             7 => Token::Ready(id),
             8 => Token::Given(id),
+            9 => Token::Control,
+            10 => Token::Client(id),
+            11 => Token::Check,
+            12 => Token::Probe,
             _ => return None,
         })
     }
@@ -116,7 +138,17 @@ pub struct Master {
     pub(crate) last_generation: u32,
     pub(crate) phase: Phase,
     pub(crate) queued_reload: bool,
-    pub(crate) frozen: Option<u32>,
+    pub(crate) frozen: Option<Frozen>,
+    /// What may be taken back, and what would come in its place.
+    pub(crate) trial: Option<(Trial, Rc<Generation>)>,
+    pub(crate) reloads: Reloads,
+    pub(crate) deaths: BTreeMap<By, u64>,
+    pub(crate) probe: Option<Probe>,
+    pub(crate) control: Option<Server>,
+    pub(crate) waiting: Vec<Waiting>,
+    /// Clients that are told every event, and the form that they get it in.
+    pub(crate) subscribers: Vec<u64>,
+    pub(crate) feed: Log,
     pub(crate) line: VecDeque<usize>,
     pub(crate) given: Vec<(Address, Rc<OwnedFd>)>,
     pub(crate) given_names: Vec<String>,
@@ -148,6 +180,16 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
     let signals = Signals::block()?;
     let log = Log::new("spawnwork", plan.format, plan.level);
     let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
+    let control = plan
+        .control
+        .as_deref()
+        .map(|path| Server::open(path, control::client_token))
+        .transpose()?;
+    // The journal's form is for the journal alone.
+    let feed = match plan.format {
+        Some(Format::Json) => Format::Json,
+        Some(Format::Text | Format::Journal) | None => Format::Text,
+    };
     let generation = Rc::new(Generation::new(1, &plan)?);
     let listen = std::mem::take(&mut plan.listen);
     let mut master = Master {
@@ -161,6 +203,14 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
         phase: Phase::Initial,
         queued_reload: false,
         frozen: None,
+        trial: None,
+        reloads: Reloads::default(),
+        deaths: BTreeMap::new(),
+        probe: None,
+        control,
+        waiting: Vec::new(),
+        subscribers: Vec::new(),
+        feed: Log::new("spawnwork", Some(feed), Level::Info),
         line: (0..plan.workers).collect(),
         given: Vec::new(),
         given_names: Vec::new(),
@@ -210,6 +260,7 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
     let result = master.serve(&signals);
     master.end(result.as_ref().ok().copied());
     drop(pid_file);
+    master.leave_clients();
     result
 }
 
@@ -317,6 +368,10 @@ impl Master {
                 .add(&notify, Token::Notify.number(), Interest::Read)?;
             self.notify = Some(notify);
         }
+        if let Some(control) = &self.control {
+            self.events
+                .add(control, Token::Control.number(), Interest::Read)?;
+        }
         if self.plan.node == Node::Shim {
             let rendezvous = Rendezvous::open()?;
             self.events
@@ -367,6 +422,10 @@ impl Master {
                     Some(Token::Rendezvous) => self.on_rendezvous(),
                     Some(Token::Ready(id)) => self.on_ready_fd(id),
                     Some(Token::Given(index)) => self.on_given(index),
+                    Some(Token::Control) => self.on_door(now),
+                    Some(Token::Client(id)) => self.on_client(id, *wake, now),
+                    Some(Token::Check) => self.on_check_output(now),
+                    Some(Token::Probe) => self.on_probe(now),
                     None => {}
                 }
             }
@@ -414,8 +473,8 @@ impl Master {
                     }
                     self.kill_all("QUIT", now);
                 }
-                "USR2" => self.reload(now),
-                "HUP" if !signals.hup_ignored() => self.reload(now),
+                "USR2" => drop(self.reload(now)),
+                "HUP" if !signals.hup_ignored() => drop(self.reload(now)),
                 "USR1" => self.status(now),
                 "TTIN" if matches!(received.sender, Sender::Process(_)) => self.add_worker(),
                 "TTOU" if matches!(received.sender, Sender::Process(_)) => self.remove_worker(now),
@@ -439,8 +498,19 @@ impl Master {
             }
             self.on_stream(id, now);
         }
+        self.on_check_time(now);
+        if self
+            .probe
+            .as_ref()
+            .is_some_and(|probe| probe.deadline <= now)
+        {
+            self.on_probe(now);
+        }
         self.on_workers_time(now);
         self.hand_over_all(now);
+        if let Some(control) = self.control.as_mut() {
+            control.expire(&self.events, now);
+        }
         for leftover in &mut self.leftovers {
             if leftover.kill_at <= now {
                 leftover.peers.iter().for_each(|peer| peer.signal(9));
@@ -468,7 +538,10 @@ impl Master {
             .filter_map(|(_, shared)| shared.deadline());
         let leftovers = self.leftovers.iter().map(|leftover| leftover.kill_at);
         let reload = match &self.phase {
-            Phase::Reloading(reloading) => reloading.steps.deadline(),
+            Phase::Reloading(reloading) => match &reloading.check {
+                Some(check) => Some(check.deadline),
+                None => reloading.steps.deadline(),
+            },
             Phase::Initial | Phase::Running | Phase::Stopping(_) => None,
         };
         let line = if self.line.is_empty() {
@@ -484,6 +557,8 @@ impl Master {
             .chain(sockets)
             .chain(leftovers)
             .chain(reload)
+            .chain(self.probe.as_ref().map(|probe| probe.deadline))
+            .chain(self.control.as_ref().and_then(Server::deadline))
             .chain(line)
             .chain(strangers)
             .min()
@@ -629,12 +704,14 @@ impl Master {
                     .map(|(id, _)| *id)
                     .collect();
                 ids.into_iter().for_each(|id| self.arm(id));
+                self.arm_check();
             }
         }
     }
 
     /// An event line, in its place among the workers' lines.
     pub(crate) fn say(&mut self, level: Level, event: &str, fields: &[(&str, Value)]) {
+        self.publish(level, event, fields);
         let Some(line) = self.log.line(level, event, fields) else {
             return;
         };
@@ -685,6 +762,19 @@ impl Master {
         }
     }
 
+    /// The last answers: when they are read, everything of ours is free for the next master.
+    fn leave_clients(&mut self) {
+        self.given.clear();
+        self.sockets = Sockets::default();
+        if let Some(control) = self.control.as_mut() {
+            control.unlink();
+        }
+        self.say_goodbye(Instant::now());
+        if let Some(control) = self.control.as_mut() {
+            control.finish(&self.events, Duration::from_secs(1));
+        }
+    }
+
     /// Every child that has ended.
     fn reap(&mut self, now: Instant) {
         while let Some(pid) = child::next_ended() {
@@ -707,6 +797,10 @@ impl Master {
                     worker.shown |= check.reap() == Some(common::exit::End::Exited(0));
                     worker.check.1 = now + Duration::from_millis(200);
                 }
+            } else if matches!(&self.phase, Phase::Reloading(reloading)
+                if reloading.check.as_ref().is_some_and(|check| check.pid() == pid))
+            {
+                self.on_check_end(now);
             } else {
                 child::reap_stranger(pid);
             }

@@ -58,6 +58,12 @@ pub struct Worker {
     pub kill_at: Option<Instant>,
     /// Why we ended it, if we did.
     pub cause: Option<String>,
+    /// Who ended it, as far as we know before its end.
+    pub by: Option<crate::deaths::By>,
+    /// The kernel's count of OOM kills when it was started.
+    pub oom_kills: Option<u64>,
+    /// It never had the slot that it was made for, and will not.
+    pub aborted: bool,
     /// Node's channel.
     pub channel: Option<Channel>,
     /// Something came through the channel at some time.
@@ -140,6 +146,8 @@ pub struct Slot {
     pub restarts: u64,
     /// How the last one ended.
     pub last_end: Option<End>,
+    /// How the last ones ended, and what the last one said.
+    pub deaths: crate::deaths::Deaths,
 }
 
 /// Why a slot has no worker.
@@ -167,6 +175,7 @@ impl Slot {
             wait: Wait::Queued,
             restarts: 0,
             last_end: None,
+            deaths: crate::deaths::Deaths::default(),
         }
     }
 }
