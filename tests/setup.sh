@@ -46,6 +46,10 @@ need setpriv util-linux
 need openssl openssl
 need systemd-socket-activate systemd
 need curl curl
+need socat socat
+need script bsdutils
+need pgrep procps
+need promtool prometheus
 need node nodejs
 # NodeSource's package brings npm along, Debian's does not.
 if command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then

@@ -221,17 +221,29 @@ pub fn rss(pid: i32) -> Option<u64> {
     pages.checked_mul(u64::try_from(size).ok()?)
 }
 
-/// How many processes of our own cgroup the kernel has killed for lack of memory (memory.events of
-/// cgroup v2); `None` where nobody counts.
+/// How many processes of our own cgroup the kernel has killed for lack of memory: `oom_kill` in
+/// memory.events of cgroup v2, or in memory.oom_control of v1; `None` where nobody counts.
 #[must_use]
 pub fn oom_kills() -> Option<u64> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let events = std::fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.events")).ok()?;
-    let count = events
-        .lines()
-        .find_map(|line| line.strip_prefix("oom_kill "))?;
-    count.trim().parse().ok()
+    let path_of = |controller: &str| {
+        own.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            (controllers == controller).then(|| path.trim_start_matches('/').to_owned())
+        })
+    };
+    let files = [
+        path_of("").map(|path| format!("/sys/fs/cgroup/{path}/memory.events")),
+        path_of("memory").map(|path| format!("/sys/fs/cgroup/memory/{path}/memory.oom_control")),
+    ];
+    files.iter().flatten().find_map(|file| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let count = text
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "))?;
+        count.trim().parse().ok()
+    })
 }
 
 /// What a process left behind: members of its group, and orphans that came to us, the subreaper, and

@@ -352,6 +352,15 @@ impl Server {
 
     fn remove(&mut self, events: &Loop, id: u64) {
         if let Some(client) = self.clients.remove(&id) {
+            // A socket that is closed with something unread in it resets the other end (unix(7)), which
+            // may not have read its answer yet.
+            let mut buffer = [0u8; LONGEST];
+            for _ in 0..64 {
+                match recv(client.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                    Ok(0) | Err(_) => break,
+                    Ok(_) => {}
+                }
+            }
             events.remove(&client.fd);
         }
     }

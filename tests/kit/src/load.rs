@@ -105,6 +105,12 @@ impl Load {
     /// Starts them.
     #[must_use]
     pub fn start(options: &Options) -> Load {
+        Load::paced(options, Duration::ZERO)
+    }
+
+    /// Starts them; each lets `pause` pass between two requests.
+    #[must_use]
+    pub fn paced(options: &Options, pause: Duration) -> Load {
         let over = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let clients = (0..options.keep_alive + options.fresh)
@@ -113,7 +119,7 @@ impl Load {
                     (options.clone(), Arc::clone(&over), Arc::clone(&answered));
                 std::thread::Builder::new()
                     .stack_size(256 * 1024)
-                    .spawn(move || client(&options, number, &over, &answered))
+                    .spawn(move || client(&options, number, pause, &over, &answered))
                     .unwrap()
             })
             .collect();
@@ -144,12 +150,21 @@ impl Load {
     }
 }
 
-fn client(options: &Options, number: usize, over: &AtomicBool, answered: &AtomicU64) -> Tally {
+fn client(
+    options: &Options,
+    number: usize,
+    pause: Duration,
+    over: &AtomicBool,
+    answered: &AtomicU64,
+) -> Tally {
     let keep = number < options.keep_alive;
     let mut tally = Tally::default();
     let mut kept: Option<(Connection, String)> = None;
     let mut turn = number;
     while !over.load(Ordering::Relaxed) {
+        if !pause.is_zero() && tally.requests > 0 {
+            std::thread::sleep(pause);
+        }
         let path = options.paths[turn % options.paths.len()];
         turn += 1;
         let begun = Instant::now();

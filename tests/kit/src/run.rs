@@ -42,6 +42,12 @@ impl Run {
         self
     }
 
+    /// One more argument.
+    #[must_use]
+    pub fn arg(self, arg: impl AsRef<OsStr>) -> Run {
+        self.args([arg])
+    }
+
     /// A variable.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Run {
