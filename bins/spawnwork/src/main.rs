@@ -14,6 +14,9 @@ mod primary;
 mod reload;
 mod respawn;
 mod run;
+mod store;
+mod supervisor;
+mod watchdog;
 mod worker;
 
 fn main() -> std::process::ExitCode {

@@ -10,6 +10,7 @@ use crate::plan::{Node, Readiness};
 use crate::reload::{Reload, Step};
 use crate::respawn::Verdict;
 use crate::run::{Leftover, Master, Phase, Token};
+use crate::supervisor::Outcome;
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Child};
 use common::error::Result;
@@ -117,6 +118,17 @@ impl Master {
                 }
             }
             State::Serving => {}
+            State::Aborting => {
+                if worker.kill_at.is_some_and(|at| at <= now) {
+                    let fields = [
+                        ("slot", worker.slot.into()),
+                        ("pid", worker.child.pid().into()),
+                        ("error", "SIGABRT did not end it".into()),
+                    ];
+                    self.say(Level::Warning, events::WORKER_KILLED, &fields);
+                    self.kill(id, now);
+                }
+            }
             State::Draining => {
                 if worker.kill_at.is_some_and(|at| at <= now) {
                     let error = format!("not gone within {}", humantime_of(self.plan.stop_timeout));
@@ -349,6 +361,7 @@ impl Master {
                 held,
                 cut_off: false,
                 notified: false,
+                heard_by: None,
                 shown: false,
                 ready_fd,
                 check: (None, now),
@@ -379,6 +392,7 @@ impl Master {
         }
         worker.state = State::Serving;
         worker.ready_at = Some(now);
+        worker.heard_by = self.plan.watchdog.map(|length| now + length);
         worker.ready_fd = None;
         if let (Some(check), _) = &worker.check {
             check.signal_group(KILL);
@@ -427,6 +441,7 @@ impl Master {
             ("took", now.saturating_duration_since(since).into()),
         ];
         self.say(Level::Info, events::GENERATION_SERVING, &fields);
+        self.drop_returned();
     }
 
     // ---- death ----
@@ -733,6 +748,7 @@ impl Master {
     // ---- reload ----
 
     pub(crate) fn reload(&mut self, now: Instant) {
+        self.supervisor.reload_requested();
         match &self.phase {
             Phase::Stopping(_) => {
                 self.say(
@@ -754,6 +770,7 @@ impl Master {
         let target = match Generation::new(self.last_generation + 1, &self.plan) {
             Ok(generation) => Rc::new(generation),
             Err(error) => {
+                self.supervisor.reload_ended(Outcome::Refused);
                 self.say(
                     Level::Error,
                     events::RELOAD_REFUSED,
@@ -899,6 +916,7 @@ impl Master {
         self.generation = Rc::clone(&reloading.target);
         if !reloading.back {
             self.frozen = None;
+            self.supervisor.reload_ended(Outcome::Committed);
             let fields = [
                 ("generation", reloading.target.number.into()),
                 ("workers", self.slots.len().into()),
@@ -931,6 +949,7 @@ impl Master {
         };
         self.drop_next(now);
         self.frozen = Some(reloading.target.number);
+        self.supervisor.reload_ended(Outcome::Failed);
         let mut fields = vec![
             ("generation", reloading.target.number.into()),
             (
@@ -1089,6 +1108,7 @@ impl Master {
         });
         for (_, shared) in dropped {
             self.events.remove(&*shared.fd);
+            self.supervisor.forget(shared.stored.as_deref());
             self.say(
                 Level::Info,
                 events::SOCKET_DROPPED,

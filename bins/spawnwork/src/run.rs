@@ -9,6 +9,8 @@ use crate::notify::Notify;
 use crate::output::{self, Output, Readout, Stream, Which};
 use crate::plan::{Listen, Node, Plan, Readiness};
 use crate::pool::Reloading;
+use crate::store::{self, Origin, Returned, Spot};
+use crate::supervisor::Supervisor;
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Peer};
 use common::error::{Doing, Error, Result};
@@ -122,6 +124,7 @@ pub struct Master {
     pub(crate) given_names: Vec<String>,
     own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
     pub(crate) sockets: Sockets,
+    pub(crate) supervisor: Supervisor,
     pub(crate) streams: BTreeMap<u64, Stream>,
     pub(crate) outputs: [Option<Output>; 2],
     pub(crate) one_output: bool,
@@ -150,6 +153,7 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
     let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
     let generation = Rc::new(Generation::new(1, &plan)?);
     let listen = std::mem::take(&mut plan.listen);
+    let returned = Returned::new(std::mem::take(&mut plan.returned));
     let mut master = Master {
         log,
         events: Loop::new()?,
@@ -165,7 +169,8 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
         given: Vec::new(),
         given_names: Vec::new(),
         own_paths: Vec::new(),
-        sockets: Sockets::default(),
+        sockets: Sockets::new(returned),
+        supervisor: Supervisor::of_environment(),
         streams: BTreeMap::new(),
         outputs: [None, None],
         one_output: output::same(sys::standard(1), sys::standard(2)),
@@ -216,19 +221,28 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
 impl Master {
     fn listen(&mut self, one: Listen) -> Result<()> {
         let bound = matches!(one, Listen::Bind(..));
+        let mut stored = None;
+        let mut origin = Origin::Bound;
         let (name, address, fd) = match one {
             Listen::Bind(name, address) => {
-                let fd = socket::listen(&address, self.plan.rights, self.plan.backlog).map_err(
-                    |why| {
-                        let mut text = common::error::describe(&why);
-                        let holder = (why.kind() == std::io::ErrorKind::AddrInUse)
-                            .then(|| socket::holder_of(&address));
-                        if let Some((pid, command)) = holder.flatten() {
-                            text = format!("{text} (held by pid {pid}, {command})");
-                        }
-                        Error::new(&format!("bind {address}"), text)
-                    },
-                )?;
+                let spot = Spot::of(&address);
+                let made = match self.take_from_store(&address) {
+                    Some((name, fd)) => {
+                        origin = Origin::Returned;
+                        stored = name;
+                        Ok(fd)
+                    }
+                    None => socket::listen(&address, self.plan.rights, self.plan.backlog),
+                };
+                let fd = made.map_err(|why| {
+                    let mut text = common::error::describe(&why);
+                    let holder = (why.kind() == std::io::ErrorKind::AddrInUse)
+                        .then(|| socket::holder_of(&address));
+                    if let Some((pid, command)) = holder.flatten() {
+                        text = format!("{text} (held by pid {pid}, {command})");
+                    }
+                    Error::new(&format!("bind {address}"), text)
+                })?;
                 let real = match (&address, socket::local_addr(&fd)) {
                     (Address::Tcp { host, port: 0 }, Ok(socket::LocalAddr::Inet(bound))) => {
                         Address::Tcp {
@@ -244,6 +258,7 @@ impl Master {
                         .extend(made.ok().map(|made| (path.clone(), made)));
                 }
                 self.warn_of_somaxconn(&real.to_string());
+                stored = stored.or_else(|| spot.name());
                 (name, real, fd)
             }
             Listen::Take(name, inherited) => {
@@ -269,11 +284,7 @@ impl Master {
                 (name, address, inherited.fd)
             }
         };
-        self.say(
-            Level::Info,
-            events::SOCKET_BOUND,
-            &[("address", address.to_string().into())],
-        );
+        self.say_listens(origin, address.to_string());
         // A plain program expects accept(2) to wait; node sets O_NONBLOCK itself, and we need it for
         // round-robin. An inherited socket stays as it was: others may share it.
         if bound && self.plan.node == Node::No {
@@ -284,7 +295,9 @@ impl Master {
             self.events
                 .add(&fd, Token::Given(number).number(), Interest::Nothing)?;
         }
-        self.given.push((address, Rc::new(fd)));
+        let fd = Rc::new(fd);
+        self.supervisor.keep(stored, &fd);
+        self.given.push((address, fd));
         self.given_names.push(name);
         Ok(())
     }
@@ -311,7 +324,8 @@ impl Master {
         if matches!(
             self.plan.ready,
             Readiness::Found | Readiness::Told(crate::cli::Ready::Notify)
-        ) {
+        ) || self.plan.watchdog.is_some()
+        {
             let notify = Notify::open()?;
             self.events
                 .add(&notify, Token::Notify.number(), Interest::Read)?;
@@ -345,6 +359,7 @@ impl Master {
         loop {
             let now = Instant::now();
             self.on_time(now);
+            self.tell_supervisor(now);
             match self.phase {
                 Phase::Stopping(exit) if self.workers.is_empty() && self.leftovers.is_empty() => {
                     return Ok(exit);
@@ -363,7 +378,7 @@ impl Master {
                     Some(Token::Stream(id)) => self.on_stream(id, now),
                     Some(Token::Socket(id)) => self.on_socket(id, now),
                     Some(Token::Output(_)) => {}
-                    Some(Token::Notify) => self.on_notify(),
+                    Some(Token::Notify) => self.on_notify(now),
                     Some(Token::Rendezvous) => self.on_rendezvous(),
                     Some(Token::Ready(id)) => self.on_ready_fd(id),
                     Some(Token::Given(index)) => self.on_given(index),
@@ -439,6 +454,7 @@ impl Master {
             }
             self.on_stream(id, now);
         }
+        self.on_watchdog(now);
         self.on_workers_time(now);
         self.hand_over_all(now);
         for leftover in &mut self.leftovers {
@@ -486,6 +502,7 @@ impl Master {
             .chain(reload)
             .chain(line)
             .chain(strangers)
+            .chain(self.supervisor.deadline())
             .min()
     }
 
@@ -502,8 +519,8 @@ impl Master {
                 };
                 [Some(limit), ready, check].into_iter().flatten().min()
             }
-            State::Serving => None,
-            State::Draining | State::Killing => worker.kill_at,
+            State::Serving => worker.heard_by,
+            State::Draining | State::Aborting | State::Killing => worker.kill_at,
         }
     }
 
@@ -668,9 +685,14 @@ impl Master {
                 self.on_stream(id, Instant::now());
             }
         }
-        self.sockets.unlink_all();
+        // A socket that the supervisor keeps is not at its end, and its path must lead to it still.
+        self.sockets
+            .unlink_all(|shared| !self.supervisor.holds(shared.stored.as_deref()));
         for (path, made) in &self.own_paths {
-            if common::file::identity(path).is_ok_and(|now| now == *made) {
+            let kept = self
+                .supervisor
+                .holds(store::unix_name(path, *made).as_deref());
+            if !kept && common::file::identity(path).is_ok_and(|now| now == *made) {
                 let _ = std::fs::remove_file(path);
             }
         }
