@@ -257,12 +257,15 @@ fn port_of(line: &str) -> u16 {
     address.rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// KILL, and the end of everything that ran in it.
+/// KILL, and the same for everything that ran in it, as systemd does before it starts a unit again.
 fn perish(master: &mut Running) {
     let workers = kit::run::children_of(master.pid());
     master.signal(Signal::SIGKILL);
     assert_eq!(master.end(), 137);
-    workers.into_iter().for_each(gone);
+    for worker in workers {
+        let _ = kill(Pid::from_raw(-worker), Signal::SIGKILL);
+        gone(worker);
+    }
 }
 
 // ---- upwards ----
