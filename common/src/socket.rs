@@ -146,10 +146,7 @@ pub fn listen_unix(path: &Path, rights: UnixRights, backlog: i32) -> io::Result<
         Err(why) => return Err(why.into()),
     }
     let made = (|| {
-        std::fs::set_permissions(&temporary, PermissionsExt::from_mode(rights.mode))?;
-        if let Some((uid, gid)) = rights.owner {
-            std::os::unix::fs::chown(&temporary, Some(uid), Some(gid))?;
-        }
+        set_rights(&temporary, rights)?;
         backlog_again(fd.as_fd(), backlog)?;
         std::fs::rename(&temporary, path)
     })();
@@ -158,6 +155,18 @@ pub fn listen_unix(path: &Path, rights: UnixRights, backlog: i32) -> io::Result<
         return Err(why);
     }
     Ok(fd)
+}
+
+/// Gives a unix socket's path its mode and owner.
+///
+/// # Errors
+/// Those of chmod(2) and chown(2).
+pub fn set_rights(path: &Path, rights: UnixRights) -> io::Result<()> {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(rights.mode))?;
+    if let Some((uid, gid)) = rights.owner {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 /// Whether a connect finds a listener. A full backlog (EAGAIN) is one, too.
@@ -235,6 +244,17 @@ pub fn set_blocking(fd: impl AsFd) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
     fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// Sets O_NONBLOCK, as on a socket that we made.
+///
+/// # Errors
+/// EBADF.
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    fcntl(fd.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
 }
 

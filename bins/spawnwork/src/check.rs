@@ -153,6 +153,8 @@ impl Master {
         };
         self.phase = Phase::Running;
         self.reloads.refused += 1;
+        self.supervisor
+            .reload_ended(crate::supervisor::Outcome::Refused);
         let mut fields = vec![
             ("generation", generation.into()),
             ("error", Value::from(why.clone())),

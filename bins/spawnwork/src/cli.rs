@@ -189,6 +189,9 @@ pub struct Cli {
     /// Wait before the next
     #[arg(long, value_name = "MIN..MAX", env = "SPAWNWORK_BACKOFF", hide_env = true, help_heading = "Stop and respawn", value_parser = backoff, default_value = "100ms..30s")]
     pub backoff: Backoff,
+    /// Workers must send WATCHDOG=1 so often
+    #[arg(long, value_name = "D", env = "SPAWNWORK_WATCHDOG", hide_env = true, help_heading = "Stop and respawn", value_parser = duration)]
+    pub watchdog: Option<Duration>,
     /// Over it: hold or exit
     #[arg(
         long,

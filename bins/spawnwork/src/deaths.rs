@@ -18,6 +18,8 @@ pub enum By {
     StopTimeout,
     /// It was not ready in time.
     ReadyTimeout,
+    /// Its watchdog had not been fed in time.
+    Watchdog,
     /// The operator, by way of the control socket.
     Operator,
     /// The kernel had no memory left for it.
@@ -28,11 +30,12 @@ pub enum By {
 
 impl By {
     /// All of them, for counters that are to exist before they count.
-    pub const ALL: [By; 7] = [
+    pub const ALL: [By; 8] = [
         By::Itself,
         By::Asked,
         By::StopTimeout,
         By::ReadyTimeout,
+        By::Watchdog,
         By::Operator,
         By::OomKiller,
         By::Outside,
@@ -46,6 +49,7 @@ impl By {
             By::Asked => "asked",
             By::StopTimeout => "stop-timeout",
             By::ReadyTimeout => "ready-timeout",
+            By::Watchdog => "watchdog",
             By::Operator => "operator",
             By::OomKiller => "oom-killer",
             By::Outside => "outside",

@@ -18,6 +18,8 @@ pub const WORKER_HELD: &str = "worker-held";
 pub const WORKER_STOPPING: &str = "worker-stopping";
 /// A worker did not stop in time.
 pub const WORKER_KILLED: &str = "worker-killed";
+/// A worker's watchdog was not fed in time.
+pub const WORKER_HUNG: &str = "worker-hung";
 /// Every slot of a generation serves.
 pub const GENERATION_SERVING: &str = "generation-serving";
 /// A reload began.
@@ -38,6 +40,8 @@ pub const RELOAD_ROLLED_BACK: &str = "reload-rolled-back";
 pub const RELOAD_REFUSED: &str = "reload-refused";
 /// A socket was bound.
 pub const SOCKET_BOUND: &str = "socket-bound";
+/// A socket came back from the supervisor's store.
+pub const SOCKET_RETURNED: &str = "socket-returned";
 /// A socket was closed, because nobody serves it any more.
 pub const SOCKET_DROPPED: &str = "socket-dropped";
 /// A worker had shut a shared listener down; it listens again.
@@ -52,6 +56,8 @@ pub const BIND_REFUSED: &str = "bind-refused";
 pub const LINES_LOST: &str = "lines-lost";
 /// A signal asked us to stop.
 pub const STOP_REQUESTED: &str = "stop-requested";
+/// The supervisor above us cannot be told anything.
+pub const SUPERVISOR_UNREACHED: &str = "supervisor-unreached";
 /// A slot's or a socket's state, asked for by USR1.
 pub const STATUS: &str = "status";
 /// The failed deploy, and deaths counted against slots, were forgotten on request.

@@ -141,11 +141,12 @@ pub struct Given<'a> {
 }
 
 /// The environment that is nobody's business but ours, or that the worker gets from us.
-const OURS: [&str; 11] = [
+const OURS: [&str; 12] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "LISTEN_PID",
+    "LISTEN_PIDFDID",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     "FDSTORE",
@@ -318,6 +319,10 @@ fn environment(
     }
     if let Some(notify) = &given.notify {
         set("NOTIFY_SOCKET", notify.clone());
+        // Without WATCHDOG_PID it is for whoever speaks, also behind a wrapper (sd_watchdog_enabled(3)).
+        if let Some(length) = plan.watchdog {
+            set("WATCHDOG_USEC", length.as_micros().to_string());
+        }
     }
     if given.channel.is_some() {
         let fd = common::fds::FIRST as usize + given.sockets.len();

@@ -20,6 +20,9 @@ mod reload;
 mod respawn;
 mod run;
 mod status;
+mod store;
+mod supervisor;
+mod watchdog;
 mod worker;
 
 fn main() -> std::process::ExitCode {

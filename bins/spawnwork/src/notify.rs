@@ -22,6 +22,19 @@ pub struct Said {
     pub pid: i32,
     /// It holds `READY=1`.
     pub ready: bool,
+    /// It holds a sign of life, or of the contrary.
+    pub alive: Option<Alive>,
+    /// It holds anything but that.
+    pub more: bool,
+}
+
+/// What a worker says to its watchdog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alive {
+    /// `WATCHDOG=1`
+    Yes,
+    /// `WATCHDOG=trigger`: it has found itself broken.
+    No,
 }
 
 impl Notify {
@@ -87,18 +100,30 @@ impl Notify {
                 Err(nix::Error::EINTR) => continue,
                 Err(_) => return None,
             };
-            return Some(Said {
-                pid,
-                ready: says_ready(&buffer[..count]),
-            });
+            return Some(said(pid, &buffer[..count]));
         }
     }
 }
 
-fn says_ready(message: &[u8]) -> bool {
-    message
-        .split(|byte| *byte == b'\n')
-        .any(|line| line == b"READY=1")
+fn said(pid: i32, message: &[u8]) -> Said {
+    let mut said = Said {
+        pid,
+        ready: false,
+        alive: None,
+        more: false,
+    };
+    for line in message.split(|byte| *byte == b'\n') {
+        match line {
+            b"WATCHDOG=1" => said.alive = said.alive.or(Some(Alive::Yes)),
+            b"WATCHDOG=trigger" => said.alive = Some(Alive::No),
+            b"" => {}
+            line => {
+                said.more = true;
+                said.ready |= line == b"READY=1";
+            }
+        }
+    }
+    said
 }
 
 impl AsFd for Notify {
@@ -113,10 +138,22 @@ mod tests {
 
     #[test]
     fn ready_is_a_line_of_its_own() {
-        assert!(says_ready(b"READY=1"));
-        assert!(says_ready(b"STATUS=up\nREADY=1\n"));
+        assert!(said(1, b"READY=1").ready);
+        assert!(said(1, b"STATUS=up\nREADY=1\n").ready);
         for other in [&b""[..], b"READY=0", b"STATUS=READY=1", b"XREADY=1"] {
-            assert!(!says_ready(other));
+            assert!(!said(1, other).ready);
         }
+    }
+
+    #[test]
+    fn a_sign_of_life_says_nothing_of_readiness() {
+        let alive = said(1, b"WATCHDOG=1\n");
+        assert_eq!((alive.alive, alive.more), (Some(Alive::Yes), false));
+        let both = said(1, b"WATCHDOG=1\nREADY=1\nWATCHDOG=trigger\nWATCHDOG=1");
+        assert_eq!(
+            (both.alive, both.more, both.ready),
+            (Some(Alive::No), true, true)
+        );
+        assert_eq!(said(1, b"STATUS=WATCHDOG=1").alive, None);
     }
 }

@@ -5,7 +5,7 @@ use crate::cli::{
     Backoff, Balance, Cli, NodeArg, NofileArg, OnLimit, OutputArg, Ready, Surge, Workers,
 };
 use crate::output::{self, Kind};
-use crate::{cpus, reload, respawn};
+use crate::{cpus, reload, respawn, store};
 use common::error::{Error, Result};
 use common::event::{Format, Level};
 use common::fds::{self, Inherited, ListenPid};
@@ -79,6 +79,8 @@ pub struct Plan {
     pub workers: usize,
     /// Sockets, in the order of LISTEN_FDS.
     pub listen: Vec<Listen>,
+    /// Sockets that came back from the supervisor's store.
+    pub returned: Vec<Inherited>,
     /// Rights of unix sockets.
     pub rights: UnixRights,
     /// For each socket.
@@ -121,6 +123,8 @@ pub struct Plan {
     pub stop_timeout: Duration,
     /// `--respawn-limit`, `--backoff`
     pub respawn: respawn::Policy,
+    /// `--watchdog`; `None`: off.
+    pub watchdog: Option<Duration>,
     /// `--on-limit`
     pub on_limit: OnLimit,
     /// stdout of workers goes through us.
@@ -199,7 +203,7 @@ impl Plan {
             None if node == Node::No => Readiness::Found,
             None => Readiness::Told(Ready::Listen),
         };
-        let listen = listen(&cli)?;
+        let (listen, returned) = listen(&cli)?;
         let taken = match &ready {
             Readiness::Told(Ready::Fd(number)) => {
                 Some(*number).filter(|number| (*number as usize) < 3 + listen.len())
@@ -242,6 +246,7 @@ impl Plan {
         Ok(Plan {
             workers,
             listen,
+            returned,
             rights: UnixRights {
                 mode: cli.socket_mode,
                 owner: owner.map(|owner| (owner.uid, owner.gid)),
@@ -274,6 +279,7 @@ impl Plan {
                 min,
                 max,
             },
+            watchdog: cli.watchdog.filter(|length| !length.is_zero()),
             on_limit: cli.on_limit,
             pipe_stdout: match cli.output {
                 Some(how) => how == OutputArg::Lines,
@@ -369,7 +375,8 @@ fn unprivileged_port_start() -> u16 {
         .unwrap_or(1024)
 }
 
-fn listen(cli: &Cli) -> Result<Vec<Listen>> {
+/// What is to be had before any worker starts, and what came back from the supervisor's store.
+fn listen(cli: &Cli) -> Result<(Vec<Listen>, Vec<Inherited>)> {
     let check = if cli.no_listen_pid {
         ListenPid::Ignored
     } else {
@@ -381,21 +388,31 @@ fn listen(cli: &Cli) -> Result<Vec<Listen>> {
     });
     // Sockets of systemd that are not asked for are not ours to refuse: the variables may be meant for
     // a program around us.
-    let mut inherited: Vec<Option<Inherited>> = if wants_inherited {
-        fds::inherited(check)?.into_iter().map(Some).collect()
-    } else if std::env::var_os("LISTEN_FDS").is_some() && cli.listen.is_empty() {
-        // Given by an activator and nothing else was said: they are for the workers.
-        fds::inherited(check)?.into_iter().map(Some).collect()
+    // Given by an activator and nothing else was said: they are for the workers.
+    let wants_inherited =
+        wants_inherited || (std::env::var_os("LISTEN_FDS").is_some() && cli.listen.is_empty());
+    let (returned, others) = if fds::names().iter().any(|name| store::is_ours(name)) {
+        // Nobody but us gives such names, so what bears one is ours whatever LISTEN_PID says: a shell
+        // between the supervisor and us must not keep a service from coming back.
+        let (returned, others): (Vec<_>, Vec<_>) = fds::inherited(ListenPid::Ignored)?
+            .into_iter()
+            .partition(|one| store::is_ours(&one.name));
+        if wants_inherited && !others.is_empty() && check == ListenPid::Checked {
+            fds::check_listen_pid()?;
+        }
+        (returned, others)
+    } else if wants_inherited {
+        (Vec::new(), fds::inherited(check)?)
     } else {
-        Vec::new()
+        (Vec::new(), Vec::new())
     };
     if cli.listen.is_empty() {
-        return Ok(inherited
-            .into_iter()
-            .flatten()
-            .map(|one| Listen::Take(one.name.clone(), one))
-            .collect());
+        let all = others.into_iter();
+        let list = all.map(|one| Listen::Take(one.name.clone(), one)).collect();
+        return Ok((list, returned));
     }
+    let mut inherited: Vec<Option<Inherited>> = others.into_iter().map(Some).collect();
+    let free = |number: i32| !returned.iter().any(|one| one.number == number);
     let mut list = Vec::new();
     for text in &cli.listen {
         let (name, address) = named(text);
@@ -408,7 +425,9 @@ fn listen(cli: &Cli) -> Result<Vec<Listen>> {
                 .find(|one| one.as_ref().is_some_and(|one| one.number == number));
             let one = match found.and_then(Option::take) {
                 Some(one) => one,
-                None if number > 2 && inherited.iter().all(Option::is_some) => adopt(number)?,
+                None if number > 2 && inherited.iter().all(Option::is_some) && free(number) => {
+                    adopt(number)?
+                }
                 None => return Err(Error::new(&format!("use fd:{number}"), "it is named twice")),
             };
             list.push(Listen::Take(
@@ -444,7 +463,7 @@ fn listen(cli: &Cli) -> Result<Vec<Listen>> {
             list.push(Listen::Bind(name.unwrap_or("unknown").to_owned(), parsed));
         }
     }
-    Ok(list)
+    Ok((list, returned))
 }
 
 fn adopt(number: i32) -> Result<Inherited> {

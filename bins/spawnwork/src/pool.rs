@@ -14,6 +14,7 @@ use crate::reload::{Reload, Step, Trial};
 use crate::respawn::Verdict;
 use crate::run::{Leftover, Master, Phase, Token};
 use crate::status::Frozen;
+use crate::supervisor::Outcome;
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Child};
 use common::control::Reply;
@@ -144,6 +145,17 @@ impl Master {
                 }
             }
             State::Serving => {}
+            State::Aborting => {
+                if worker.kill_at.is_some_and(|at| at <= now) {
+                    let fields = [
+                        ("slot", worker.slot.into()),
+                        ("pid", worker.child.pid().into()),
+                        ("error", "SIGABRT did not end it".into()),
+                    ];
+                    self.say(Level::Warning, events::WORKER_KILLED, &fields);
+                    self.kill(id, now);
+                }
+            }
             State::Draining => {
                 if worker.kill_at.is_some_and(|at| at <= now) {
                     let patience = if worker.aborted {
@@ -403,6 +415,7 @@ impl Master {
                 held,
                 cut_off: false,
                 notified: false,
+                heard_by: None,
                 shown: false,
                 ready_fd,
                 check: (None, now),
@@ -433,6 +446,7 @@ impl Master {
         }
         worker.state = State::Serving;
         worker.ready_at = Some(now);
+        worker.heard_by = self.plan.watchdog.map(|length| now + length);
         worker.ready_fd = None;
         if let (Some(check), _) = &worker.check {
             check.signal_group(KILL);
@@ -494,6 +508,7 @@ impl Master {
             ("took", now.saturating_duration_since(since).into()),
         ];
         self.say(Level::Info, events::GENERATION_SERVING, &fields);
+        self.drop_returned();
     }
 
     // ---- death ----
@@ -685,6 +700,7 @@ impl Master {
             fields.push(("stderr", text.into()));
         }
         self.reloads.rolled_back += 1;
+        self.supervisor.reload_ended(Outcome::Failed);
         self.say(Level::Error, events::RELOAD_ROLLED_BACK, &fields);
         self.frozen = Some(Frozen {
             generation: bad,
@@ -961,6 +977,7 @@ impl Master {
     // ---- reload ----
 
     pub(crate) fn reload(&mut self, now: Instant) -> Begun {
+        self.supervisor.reload_requested();
         match &self.phase {
             Phase::Stopping(_) => {
                 self.say(
@@ -1017,7 +1034,7 @@ impl Master {
                     .iter_mut()
                     .filter_map(|slot| slot.current.take())
                     .collect();
-                ids.into_iter().for_each(|id| self.abort(id, now));
+                ids.into_iter().for_each(|id| self.call_off(id, now));
                 self.line.clear();
                 for (index, slot) in self.slots.iter_mut().enumerate() {
                     *slot = Slot::new(&target);
@@ -1055,6 +1072,7 @@ impl Master {
     }
 
     fn refuse(&mut self, why: String) -> Begun {
+        self.supervisor.reload_ended(Outcome::Refused);
         self.reloads.refused += 1;
         self.say(
             Level::Error,
@@ -1065,7 +1083,7 @@ impl Master {
     }
 
     /// Asks a worker to go that has no client and never will.
-    fn abort(&mut self, id: u64, now: Instant) {
+    fn call_off(&mut self, id: u64, now: Instant) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -1084,7 +1102,7 @@ impl Master {
             .iter_mut()
             .filter_map(|slot| slot.next.take())
             .collect();
-        ids.into_iter().for_each(|id| self.abort(id, now));
+        ids.into_iter().for_each(|id| self.call_off(id, now));
     }
 
     pub(crate) fn advance_reload(&mut self, now: Instant) {
@@ -1179,6 +1197,7 @@ impl Master {
             self.reloads.committed += 1;
             let until = now + self.plan.probation * 2;
             self.trial = Some((Trial::new(self.slots.len(), until), reloading.old));
+            self.supervisor.reload_ended(Outcome::Committed);
             let fields = [
                 ("generation", reloading.target.number.into()),
                 ("workers", self.slots.len().into()),
@@ -1235,6 +1254,7 @@ impl Master {
         if !reloading.back {
             let (failed, old) = (reloading.target.number, reloading.old.number);
             self.reloads.failed += 1;
+            self.supervisor.reload_ended(Outcome::Failed);
             let reply = Reply::Err(
                 Exit::No.code(),
                 format!("generation {failed} failed: {why}; generation {old} goes on"),
@@ -1390,6 +1410,7 @@ impl Master {
         });
         for (_, shared) in dropped {
             self.events.remove(&*shared.fd);
+            self.supervisor.forget(shared.stored.as_deref());
             self.say(
                 Level::Info,
                 events::SOCKET_DROPPED,

@@ -1,12 +1,14 @@
 //! The effects of Node's protocol: what a message of a worker makes the master do.
 
-use crate::cli::Balance;
+use crate::cli::{Balance, Ready};
 use crate::events;
 use crate::node::channel::{Channel, Ended};
 use crate::node::message::{self, HandleType, Message, Query};
 use crate::node::sockets::{Answer, Asker, asked_for, key_of};
-use crate::plan::Node;
+use crate::notify::Alive;
+use crate::plan::{Node, Readiness};
 use crate::run::{Master, Phase, Token};
+use crate::worker::{State, Worker};
 use common::event::Level;
 use common::socket;
 use common::wait::{Interest, Wake};
@@ -211,6 +213,9 @@ impl Master {
         };
         let slot = worker.slot;
         let answer = self.sockets.ask(query, asker, &self.given);
+        for name in self.sockets.take_released() {
+            self.supervisor.discard(name);
+        }
         let own = self.seq(id);
         match answer {
             Answer::Socket(socket, new) => {
@@ -228,17 +233,18 @@ impl Master {
                 );
                 let (name, ours, hands_over) =
                     (shared.name.clone(), shared.ours, shared.hand_over.is_some());
+                let (stored, origin) = (shared.stored.clone(), shared.origin);
                 if new {
                     let interest = Interest::Nothing;
                     let _ = self
                         .events
                         .add(&*fd, Token::Socket(socket).number(), interest);
                     if !ours {
-                        self.say(
-                            Level::Info,
-                            events::SOCKET_BOUND,
-                            &[("address", name.clone().into())],
-                        );
+                        let stored = self.supervisor.keep(stored, &fd);
+                        if let Some(shared) = self.sockets.get_mut(socket) {
+                            shared.stored = stored;
+                        }
+                        self.say_listens(origin, name.clone());
                         if kind == HandleType::Net {
                             self.warn_of_somaxconn(&name);
                         }
@@ -302,6 +308,7 @@ impl Master {
             let mine = self.sockets.drop_unheld(|shared| shared.key == key);
             for (_, shared) in mine {
                 self.events.remove(&*shared.fd);
+                self.supervisor.forget(shared.stored.as_deref());
                 self.say(
                     Level::Info,
                     events::SOCKET_DROPPED,
@@ -525,17 +532,43 @@ impl Master {
         }
     }
 
-    pub(crate) fn on_notify(&mut self) {
-        while let Some(said) = self.notify.as_ref().and_then(crate::notify::Notify::next) {
-            let worker = self.workers.values_mut().find(|worker| {
+    pub(crate) fn on_notify(&mut self, now: Instant) {
+        // With --watchdog the socket is there although something else shows who is ready.
+        let counts = match self.plan.ready {
+            Readiness::Found | Readiness::Told(Ready::Notify) => true,
+            Readiness::Told(Ready::Listen | Ready::Fd(_) | Ready::Exec(_) | Ready::Alive(_)) => {
+                false
+            }
+        };
+        // A bounded turn: a worker that talks without end is not to keep us from the others.
+        for _ in 0..1024 {
+            let Some(said) = self.notify.as_ref().and_then(crate::notify::Notify::next) else {
+                return;
+            };
+            let own = |worker: &&mut Worker| worker.child.pid() == said.pid;
+            let related = |worker: &&mut Worker| {
                 // A helper that has ended is no descendant any more; its group may still tell.
                 common::child::descends(said.pid, worker.child.pid())
                     || common::child::stat(said.pid)
                         .is_some_and(|stat| stat.group == worker.child.pid())
-            });
-            if let Some(worker) = worker {
-                worker.notified = true;
-                worker.shown |= said.ready;
+            };
+            // Signs of life are frequent, and come from the worker itself: that needs no look at /proc.
+            let id = match self.workers.values_mut().find(own) {
+                Some(worker) => Some(worker.id),
+                None => self.workers.values_mut().find(related).map(|one| one.id),
+            };
+            let Some(worker) = id.and_then(|id| self.workers.get_mut(&id)) else {
+                continue;
+            };
+            worker.notified |= said.more;
+            worker.shown |= said.ready && counts;
+            let (id, watched) = (worker.id, worker.heard_by.is_some());
+            match (said.alive, self.plan.watchdog) {
+                (Some(Alive::Yes), Some(length)) if watched => worker.heard_by = Some(now + length),
+                (Some(Alive::No), Some(_)) if watched && worker.state == State::Serving => {
+                    self.abort(id, "it sent WATCHDOG=trigger".to_owned(), now);
+                }
+                (Some(Alive::Yes | Alive::No) | None, _) => {}
             }
         }
     }

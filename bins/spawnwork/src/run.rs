@@ -14,6 +14,8 @@ use crate::pool::Reloading;
 use crate::probe::Probe;
 use crate::reload::Trial;
 use crate::status::{Frozen, Reloads};
+use crate::store::{self, Origin, Returned, Spot};
+use crate::supervisor::Supervisor;
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Peer};
 use common::control::Server;
@@ -154,6 +156,7 @@ pub struct Master {
     pub(crate) given_names: Vec<String>,
     own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
     pub(crate) sockets: Sockets,
+    pub(crate) supervisor: Supervisor,
     pub(crate) streams: BTreeMap<u64, Stream>,
     pub(crate) outputs: [Option<Output>; 2],
     pub(crate) one_output: bool,
@@ -192,6 +195,7 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
     };
     let generation = Rc::new(Generation::new(1, &plan)?);
     let listen = std::mem::take(&mut plan.listen);
+    let returned = Returned::new(std::mem::take(&mut plan.returned));
     let mut master = Master {
         log,
         events: Loop::new()?,
@@ -215,7 +219,8 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
         given: Vec::new(),
         given_names: Vec::new(),
         own_paths: Vec::new(),
-        sockets: Sockets::default(),
+        sockets: Sockets::new(returned),
+        supervisor: Supervisor::of_environment(),
         streams: BTreeMap::new(),
         outputs: [None, None],
         one_output: output::same(sys::standard(1), sys::standard(2)),
@@ -267,19 +272,28 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
 impl Master {
     fn listen(&mut self, one: Listen) -> Result<()> {
         let bound = matches!(one, Listen::Bind(..));
+        let mut stored = None;
+        let mut origin = Origin::Bound;
         let (name, address, fd) = match one {
             Listen::Bind(name, address) => {
-                let fd = socket::listen(&address, self.plan.rights, self.plan.backlog).map_err(
-                    |why| {
-                        let mut text = common::error::describe(&why);
-                        let holder = (why.kind() == std::io::ErrorKind::AddrInUse)
-                            .then(|| socket::holder_of(&address));
-                        if let Some((pid, command)) = holder.flatten() {
-                            text = format!("{text} (held by pid {pid}, {command})");
-                        }
-                        Error::new(&format!("bind {address}"), text)
-                    },
-                )?;
+                let spot = Spot::of(&address);
+                let made = match self.take_from_store(&address) {
+                    Some((name, fd)) => {
+                        origin = Origin::Returned;
+                        stored = name;
+                        Ok(fd)
+                    }
+                    None => socket::listen(&address, self.plan.rights, self.plan.backlog),
+                };
+                let fd = made.map_err(|why| {
+                    let mut text = common::error::describe(&why);
+                    let holder = (why.kind() == std::io::ErrorKind::AddrInUse)
+                        .then(|| socket::holder_of(&address));
+                    if let Some((pid, command)) = holder.flatten() {
+                        text = format!("{text} (held by pid {pid}, {command})");
+                    }
+                    Error::new(&format!("bind {address}"), text)
+                })?;
                 let real = match (&address, socket::local_addr(&fd)) {
                     (Address::Tcp { host, port: 0 }, Ok(socket::LocalAddr::Inet(bound))) => {
                         Address::Tcp {
@@ -295,6 +309,7 @@ impl Master {
                         .extend(made.ok().map(|made| (path.clone(), made)));
                 }
                 self.warn_of_somaxconn(&real.to_string());
+                stored = stored.or_else(|| spot.name());
                 (name, real, fd)
             }
             Listen::Take(name, inherited) => {
@@ -320,11 +335,7 @@ impl Master {
                 (name, address, inherited.fd)
             }
         };
-        self.say(
-            Level::Info,
-            events::SOCKET_BOUND,
-            &[("address", address.to_string().into())],
-        );
+        self.say_listens(origin, address.to_string());
         // A plain program expects accept(2) to wait; node sets O_NONBLOCK itself, and we need it for
         // round-robin. An inherited socket stays as it was: others may share it.
         if bound && self.plan.node == Node::No {
@@ -335,7 +346,9 @@ impl Master {
             self.events
                 .add(&fd, Token::Given(number).number(), Interest::Nothing)?;
         }
-        self.given.push((address, Rc::new(fd)));
+        let fd = Rc::new(fd);
+        self.supervisor.keep(stored, &fd);
+        self.given.push((address, fd));
         self.given_names.push(name);
         Ok(())
     }
@@ -362,7 +375,8 @@ impl Master {
         if matches!(
             self.plan.ready,
             Readiness::Found | Readiness::Told(crate::cli::Ready::Notify)
-        ) {
+        ) || self.plan.watchdog.is_some()
+        {
             let notify = Notify::open()?;
             self.events
                 .add(&notify, Token::Notify.number(), Interest::Read)?;
@@ -400,6 +414,7 @@ impl Master {
         loop {
             let now = Instant::now();
             self.on_time(now);
+            self.tell_supervisor(now);
             match self.phase {
                 Phase::Stopping(exit) if self.workers.is_empty() && self.leftovers.is_empty() => {
                     return Ok(exit);
@@ -418,7 +433,7 @@ impl Master {
                     Some(Token::Stream(id)) => self.on_stream(id, now),
                     Some(Token::Socket(id)) => self.on_socket(id, now),
                     Some(Token::Output(_)) => {}
-                    Some(Token::Notify) => self.on_notify(),
+                    Some(Token::Notify) => self.on_notify(now),
                     Some(Token::Rendezvous) => self.on_rendezvous(),
                     Some(Token::Ready(id)) => self.on_ready_fd(id),
                     Some(Token::Given(index)) => self.on_given(index),
@@ -506,6 +521,7 @@ impl Master {
         {
             self.on_probe(now);
         }
+        self.on_watchdog(now);
         self.on_workers_time(now);
         self.hand_over_all(now);
         if let Some(control) = self.control.as_mut() {
@@ -561,6 +577,7 @@ impl Master {
             .chain(self.control.as_ref().and_then(Server::deadline))
             .chain(line)
             .chain(strangers)
+            .chain(self.supervisor.deadline())
             .min()
     }
 
@@ -577,8 +594,8 @@ impl Master {
                 };
                 [Some(limit), ready, check].into_iter().flatten().min()
             }
-            State::Serving => None,
-            State::Draining | State::Killing => worker.kill_at,
+            State::Serving => worker.heard_by,
+            State::Draining | State::Aborting | State::Killing => worker.kill_at,
         }
     }
 
@@ -745,9 +762,14 @@ impl Master {
                 self.on_stream(id, Instant::now());
             }
         }
-        self.sockets.unlink_all();
+        // A socket that the supervisor keeps is not at its end, and its path must lead to it still.
+        self.sockets
+            .unlink_all(|shared| !self.supervisor.holds(shared.stored.as_deref()));
         for (path, made) in &self.own_paths {
-            if common::file::identity(path).is_ok_and(|now| now == *made) {
+            let kept = self
+                .supervisor
+                .holds(store::unix_name(path, *made).as_deref());
+            if !kept && common::file::identity(path).is_ok_and(|now| now == *made) {
                 let _ = std::fs::remove_file(path);
             }
         }

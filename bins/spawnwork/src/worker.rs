@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// starting -> serving -> draining -> killing -> gone.
+/// starting -> serving -> draining -> killing -> gone; a hung one aborting instead of draining.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Not ready yet.
@@ -20,6 +20,8 @@ pub enum State {
     Serving,
     /// Asked to stop.
     Draining,
+    /// Its watchdog was not fed: it has got SIGABRT.
+    Aborting,
     /// Killed, and not gone yet.
     Killing,
 }
@@ -32,6 +34,7 @@ impl State {
             State::Starting => "starting",
             State::Serving => "serving",
             State::Draining => "draining",
+            State::Aborting => "aborting",
             State::Killing => "killing",
         }
     }
@@ -74,8 +77,10 @@ pub struct Worker {
     pub listening_since: Option<Instant>,
     /// `disconnect` was sent.
     pub disconnected: bool,
-    /// It said something on NOTIFY_SOCKET.
+    /// It said something on NOTIFY_SOCKET, other than to its watchdog.
     pub notified: bool,
+    /// It serves under `--watchdog`, and is to be heard again by then.
+    pub heard_by: Option<Instant>,
     /// READY=1, the newline on its descriptor, or the command's success.
     pub shown: bool,
     /// The read end for `--ready fd:N`.

@@ -2,11 +2,12 @@
 
 use super::balance::Turns;
 use super::message::{HandleType, Query, Wanted};
+use crate::store::{Origin, Returned, Spot};
 use common::socket::{self, Address, UnixRights};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
@@ -34,6 +35,10 @@ pub struct Shared {
     pub made_by: u32,
     /// Connections that the master hands over, in round-robin.
     pub hand_over: Option<HandOver>,
+    /// Its name in the supervisor's store, where it is there.
+    pub stored: Option<String>,
+    /// Whether it came from there.
+    pub origin: Origin,
     wanted: Wanted,
     index: i64,
     path: Option<(PathBuf, common::file::Identity)>,
@@ -70,6 +75,9 @@ pub struct Asker {
 /// The book of all sockets of the node workers, by a number that is never reused.
 #[derive(Debug, Default)]
 pub struct Sockets {
+    /// What came back from the supervisor's store.
+    pub returned: Returned,
+    released: Vec<String>,
     list: BTreeMap<u64, Shared>,
     last: u64,
 }
@@ -84,6 +92,20 @@ pub enum Answer {
 }
 
 impl Sockets {
+    /// An empty book, and what came back from the supervisor's store.
+    #[must_use]
+    pub fn new(returned: Returned) -> Sockets {
+        Sockets {
+            returned,
+            ..Sockets::default()
+        }
+    }
+
+    /// The names of sockets in the store that stood in the way of a query.
+    pub fn take_released(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.released)
+    }
+
     /// A socket.
     #[must_use]
     pub fn get(&self, id: u64) -> Option<&Shared> {
@@ -134,11 +156,13 @@ impl Sockets {
             twice = true;
         }
         let made = match find_given(&query.wanted, given) {
-            Some(Ok((address, fd))) => Ok((fd, Some(address))),
+            Some(Ok((address, fd))) => Ok((fd, Some(address), None)),
             Some(Err(errno)) => return Answer::Refused(errno as i32),
-            None => bind(query, asker).map(|fd| (Rc::new(fd), None)),
+            None => self
+                .have(query, asker)
+                .map(|(fd, stored)| (Rc::new(fd), None, stored)),
         };
-        let (fd, address) = match made {
+        let (fd, address, stored) = match made {
             Ok(made) => made,
             Err(why) => {
                 return Answer::Refused(
@@ -185,12 +209,44 @@ impl Sockets {
                 generation: asker.generation,
                 made_by: asker.generation,
                 hand_over: (asker.round_robin && kind == HandleType::Net).then(HandOver::default),
+                origin: match stored {
+                    Some(_) => Origin::Returned,
+                    None => Origin::Bound,
+                },
+                stored: stored.or_else(|| spot(query).filter(|_| address.is_none())?.name()),
                 wanted: query.wanted.clone(),
                 index: query.index,
                 path,
             },
         );
         Answer::Socket(self.last, true)
+    }
+
+    /// The socket that came back for this address, with its name in the store, or a new one.
+    fn have(&mut self, query: &Query, asker: Asker) -> io::Result<(OwnedFd, Option<String>)> {
+        may_bind(query, asker)?;
+        let Some(spot) = spot(query) else {
+            return bind(query, asker).map(|fd| (fd, None));
+        };
+        let udp = matches!(query.wanted, Wanted::Udp { .. });
+        while let Some((name, fd)) = self.returned.take(&spot) {
+            let again = socket::set_nonblocking(&fd);
+            let listens = || socket::backlog_again(fd.as_fd(), asker.backlog).is_ok();
+            if again.is_ok() && (udp || listens()) {
+                return Ok((fd, Some(name)));
+            }
+            self.released.push(name);
+        }
+        let in_use = |why: &io::Error| why.kind() == io::ErrorKind::AddrInUse;
+        match bind(query, asker) {
+            Err(why) if in_use(&why) => {
+                let way = self.returned.in_the_way(&spot);
+                self.released.extend(way.into_iter().map(|(name, _)| name));
+                // Until the store has closed its own copy this fails again, and the next worker has it.
+                bind(query, asker).map(|fd| (fd, None))
+            }
+            made => made.map(|fd| (fd, None)),
+        }
     }
 
     /// The worker holds `id` no longer. Its unanswered connections are offered to others.
@@ -238,9 +294,10 @@ impl Sockets {
             .collect()
     }
 
-    /// The paths of all unix sockets go; at the end of the master.
-    pub fn unlink_all(&self) {
-        self.list.values().for_each(Shared::unlink);
+    /// The paths of those unix sockets go that end with the master.
+    pub fn unlink_all(&self, ends: impl Fn(&Shared) -> bool) {
+        let all = self.list.values();
+        all.filter(|shared| ends(shared)).for_each(Shared::unlink);
     }
 }
 
@@ -347,11 +404,47 @@ fn find_given(
     found.map(|(address, fd)| Ok((address.clone(), Rc::clone(fd))))
 }
 
-fn same_host(asked: Option<&str>, bound: Option<&str>) -> bool {
+/// Whether two hosts mean the same addresses.
+#[must_use]
+pub fn same_host(asked: Option<&str>, bound: Option<&str>) -> bool {
     let any = |host: Option<&str>| matches!(host, None | Some("::" | "0.0.0.0"));
     asked == bound
         || (any(asked) && any(bound))
         || (bound == Some("localhost") && asked == Some("127.0.0.1"))
+}
+
+/// Where a query's socket is found again in the supervisor's store.
+fn spot(query: &Query) -> Option<Spot> {
+    let index = by_index(&query.wanted).then_some(query.index);
+    match &query.wanted {
+        Wanted::Tcp { host, port, .. } => Some(Spot::Tcp {
+            host: host.clone(),
+            port: *port,
+            index,
+        }),
+        Wanted::Udp { host, port, v6, .. } => Some(Spot::Udp {
+            host: host.clone(),
+            port: *port,
+            v6: *v6,
+            index,
+        }),
+        Wanted::Unix(path) => Some(Spot::Unix(PathBuf::from(path))),
+        Wanted::Fd(_) => None,
+    }
+}
+
+/// A privileged port is not had by way of the store either.
+fn may_bind(query: &Query, asker: Asker) -> io::Result<()> {
+    let port = match query.wanted {
+        Wanted::Tcp { port, .. } | Wanted::Udp { port, .. } => port,
+        Wanted::Unix(_) | Wanted::Fd(_) => 0,
+    };
+    if port != 0 && port < asker.lowest_port {
+        return Err(io::Error::from_raw_os_error(
+            nix::errno::Errno::EACCES as i32,
+        ));
+    }
+    Ok(())
 }
 
 fn bind(query: &Query, asker: Asker) -> io::Result<OwnedFd> {
@@ -369,13 +462,6 @@ fn bind(query: &Query, asker: Asker) -> io::Result<OwnedFd> {
             None => Ok(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)),
         }
     };
-    let port = match query.wanted {
-        Wanted::Tcp { port, .. } | Wanted::Udp { port, .. } => port,
-        Wanted::Unix(_) | Wanted::Fd(_) => 0,
-    };
-    if port != 0 && port < asker.lowest_port {
-        return Err(refused(nix::errno::Errno::EACCES));
-    }
     match &query.wanted {
         Wanted::Tcp {
             host: None,
@@ -571,7 +657,7 @@ mod tests {
             panic!()
         };
         assert_ne!(first, second);
-        sockets.unlink_all();
+        sockets.unlink_all(|_| true);
         assert!(!path.exists());
         std::fs::remove_dir_all(&directory).unwrap();
     }
