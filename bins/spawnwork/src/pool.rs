@@ -113,7 +113,7 @@ impl Master {
             State::Starting => {
                 if worker.shows_ready(&self.plan.ready, now) {
                     self.on_ready(id, now);
-                } else if now >= worker.started + self.plan.ready_timeout {
+                } else if worker.is_late(&self.plan.ready, now) {
                     let hint = match self.plan.ready {
                         Readiness::Told(Ready::Listen) if worker.spoke => {
                             "; an app that never listens needs --ready alive:1s"
@@ -275,7 +275,7 @@ impl Master {
             }
             self.slots[index].wait = Wait::Nothing;
             let generation = Rc::clone(&self.slots[index].generation);
-            match self.start_worker(index, &generation, Beginning::Open, now) {
+            match self.start_worker(index, &generation, Beginning::Open) {
                 Ok(id) => self.slots[index].current = Some(id),
                 Err(error) => {
                     self.say(
@@ -299,7 +299,6 @@ impl Master {
         slot: usize,
         generation: &Rc<Generation>,
         beginning: Beginning,
-        now: Instant,
     ) -> Result<u64> {
         use common::error::Doing;
         self.last_id += 1;
@@ -371,6 +370,8 @@ impl Master {
         let held = given.held;
         let image = launch::image(&self.plan, who, &given)?;
         let child = Child::start(&image).doing("start a worker")?;
+        // Not the time of the event that led here: that may have been waiting for us.
+        let started = Instant::now();
         drop(kept);
 
         let pid = child.pid();
@@ -400,7 +401,8 @@ impl Master {
                 generation: Rc::clone(generation),
                 child,
                 state: State::Starting,
-                started: now,
+                started,
+                ready_by: started + self.plan.ready_timeout,
                 ready_at: None,
                 kill_at: None,
                 cause: None,
@@ -418,7 +420,7 @@ impl Master {
                 heard_by: None,
                 shown: false,
                 ready_fd,
-                check: (None, now),
+                check: (None, started),
                 last: LastLines::new(20, 512),
                 streams: count,
             },
@@ -1176,7 +1178,7 @@ impl Master {
         } else {
             Beginning::Open
         };
-        match self.start_worker(slot, target, beginning, now) {
+        match self.start_worker(slot, target, beginning) {
             Ok(id) => {
                 if let Some(slot) = self.slots.get_mut(slot) {
                     slot.next = Some(id);

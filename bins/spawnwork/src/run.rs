@@ -108,6 +108,9 @@ impl Token {
     }
 }
 
+/// To look so late means that we were stopped, or the whole machine was: limits of others are put off.
+const OVERSLEPT: Duration = Duration::from_millis(250);
+
 /// What the pool as a whole is doing.
 #[derive(Debug)]
 pub enum Phase {
@@ -411,8 +414,9 @@ impl Master {
 
     fn serve(&mut self, signals: &Signals) -> Result<Exit> {
         let mut wakes: Vec<Wake> = Vec::new();
+        let mut last = Instant::now();
         loop {
-            let now = Instant::now();
+            let now = self.look(last);
             self.on_time(now);
             self.tell_supervisor(now);
             match self.phase {
@@ -422,9 +426,11 @@ impl Master {
                 Phase::Stopping(_) | Phase::Initial | Phase::Running | Phase::Reloading(_) => {}
             }
             self.drive_outputs();
-            self.events
-                .wait(self.deadline(Instant::now()), &mut wakes)?;
-            let now = Instant::now();
+            let due = self.deadline(Instant::now());
+            self.events.wait(due, &mut wakes)?;
+            // Without a deadline nobody can be late.
+            let now = self.look(due.unwrap_or_else(Instant::now));
+            last = now;
             let mut signalled = false;
             for wake in &wakes {
                 match Token::from_number(wake.token) {
@@ -446,6 +452,31 @@ impl Master {
             }
             if signalled {
                 self.on_signals(signals, now);
+            }
+        }
+    }
+
+    /// What time it is, when it ought to be about `expected`.
+    fn look(&mut self, expected: Instant) -> Instant {
+        let now = Instant::now();
+        let late = now.saturating_duration_since(expected);
+        if late > OVERSLEPT {
+            self.put_off(late);
+        }
+        now
+    }
+
+    /// Nobody is late because we were.
+    fn put_off(&mut self, late: Duration) {
+        self.workers
+            .values_mut()
+            .for_each(|worker| worker.put_off(late));
+        if let Some(probe) = self.probe.as_mut() {
+            probe.deadline += late;
+        }
+        if let Phase::Reloading(reloading) = &mut self.phase {
+            if let Some(check) = reloading.check.as_mut() {
+                check.deadline += late;
             }
         }
     }
@@ -584,7 +615,7 @@ impl Master {
     fn worker_deadline(&self, worker: &Worker, now: Instant) -> Option<Instant> {
         match worker.state {
             State::Starting => {
-                let limit = worker.started + self.plan.ready_timeout;
+                let limit = worker.ready_by;
                 let ready = worker.ready_from(&self.plan.ready);
                 let check = match self.plan.ready {
                     Readiness::Told(crate::cli::Ready::Exec(_)) if worker.check.0.is_none() => {

@@ -55,6 +55,8 @@ pub struct Worker {
     pub state: State,
     /// When it was forked.
     pub started: Instant,
+    /// Not ready by then is failed.
+    pub ready_by: Instant,
     /// When it became ready.
     pub ready_at: Option<Instant>,
     /// Draining: when patience ends.
@@ -116,6 +118,21 @@ impl Worker {
             Some(at) => at <= now,
             None => false,
         }
+    }
+
+    /// Its time to become ready is over. What has shown that it listens, and only has to be quiet for a
+    /// moment yet, is not late.
+    #[must_use]
+    pub fn is_late(&self, how: &Readiness, now: Instant) -> bool {
+        let soon = self.ready_from(how);
+        now >= self.ready_by && soon.is_none_or(|at| at > self.ready_by + SETTLED)
+    }
+
+    /// We have not looked for `late`: stopped, or with the whole machine. What it may have done
+    /// meanwhile it gets the time to show.
+    pub fn put_off(&mut self, late: Duration) {
+        self.ready_by += late;
+        self.kill_at = self.kill_at.map(|at| at + late);
     }
 
     /// From when on it counts as ready; `None` while only an event can make it so.
