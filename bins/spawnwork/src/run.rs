@@ -416,7 +416,7 @@ impl Master {
         let mut wakes: Vec<Wake> = Vec::new();
         let mut last = Instant::now();
         loop {
-            let now = self.look(last);
+            let now = self.look(last, last);
             self.on_time(now);
             self.tell_supervisor(now);
             match self.phase {
@@ -429,7 +429,7 @@ impl Master {
             let due = self.deadline(Instant::now());
             self.events.wait(due, &mut wakes)?;
             // Without a deadline nobody can be late.
-            let now = self.look(due.unwrap_or_else(Instant::now));
+            let now = self.look(due.unwrap_or_else(Instant::now), last);
             last = now;
             let mut signalled = false;
             for wake in &wakes {
@@ -456,12 +456,12 @@ impl Master {
         }
     }
 
-    /// What time it is, when it ought to be about `expected`.
-    fn look(&mut self, expected: Instant) -> Instant {
+    /// What time it is, when it ought to be about `expected`, and was `last` when we last looked: from
+    /// then on we may have been stopped.
+    fn look(&mut self, expected: Instant, last: Instant) -> Instant {
         let now = Instant::now();
-        let late = now.saturating_duration_since(expected);
-        if late > OVERSLEPT {
-            self.put_off(late);
+        if now.saturating_duration_since(expected) > OVERSLEPT {
+            self.put_off(now.saturating_duration_since(last));
         }
         now
     }
