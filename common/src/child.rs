@@ -15,7 +15,7 @@ use std::time::Duration;
 pub struct Child {
     pid: i32,
     pidfd: OwnedFd,
-    failure: std::fs::File,
+    failure: Option<std::fs::File>,
 }
 
 /// Why a program did not start although the fork succeeded.
@@ -57,7 +57,7 @@ impl Child {
             Ok(pidfd) => Ok(Child {
                 pid,
                 pidfd,
-                failure: failure.into(),
+                failure: Some(failure.into()),
             }),
             Err(why) => {
                 // Without a pidfd we would have to trust a number later; better none at all.
@@ -67,6 +67,18 @@ impl Child {
                 Err(why)
             }
         }
+    }
+
+    /// A child that the program before us in this very process has started, and nobody has reaped.
+    ///
+    /// # Errors
+    /// pidfd_open(2): ESRCH, EMFILE.
+    pub fn again(pid: i32) -> io::Result<Child> {
+        Ok(Child {
+            pid,
+            pidfd: sys::pidfd_open(pid)?,
+            failure: None,
+        })
     }
 
     /// Its pid.
@@ -108,7 +120,7 @@ impl Child {
     #[must_use]
     pub fn start_failure(&mut self) -> Option<StartFailure> {
         let mut message = [0u8; 5];
-        self.failure.read_exact(&mut message).ok()?;
+        self.failure.as_mut()?.read_exact(&mut message).ok()?;
         let [step, a, b, c, d] = message;
         Some(StartFailure {
             step: Step::from_byte(step)?,
@@ -120,7 +132,10 @@ impl Child {
     /// file system that hangs is not to hold us up.
     pub fn let_execute(&self, patience: Duration) {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut fds = [PollFd::new(self.failure.as_fd(), PollFlags::POLLIN)];
+        let Some(failure) = &self.failure else {
+            return;
+        };
+        let mut fds = [PollFd::new(failure.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
         // Interrupted or not: it is only a courtesy.
         let _ = poll(&mut fds, timeout);
@@ -164,6 +179,16 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// A process that is a child of ours, though we did not start it; `None` when it is none (any more).
+    #[must_use]
+    pub fn of_child(pid: i32) -> Option<Peer> {
+        let pidfd = sys::pidfd_open(pid).ok()?;
+        let own = std::process::id() as i32;
+        stat(pid)
+            .is_some_and(|stat| stat.parent == own)
+            .then_some(Peer { pid, pidfd })
+    }
+
     /// Its pid.
     #[must_use]
     pub fn pid(&self) -> i32 {

@@ -252,6 +252,9 @@ pub struct Cli {
         help_heading = "Control"
     )]
     pub ctl: Option<PathBuf>,
+    /// The state on this descriptor can be taken over
+    #[arg(long, value_name = "FD", hide = true)]
+    pub check_state: Option<i32>,
     /// For its answer; then 124
     #[arg(long, value_name = "D", env = "SPAWNWORK_TIMEOUT", hide_env = true, help_heading = "Control", value_parser = duration)]
     pub timeout: Option<Duration>,

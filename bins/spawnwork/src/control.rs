@@ -69,6 +69,8 @@ pub enum Request {
     Events,
     /// `metrics`
     Metrics,
+    /// `reexec`
+    Reexec,
     /// `version`
     Version,
     /// `help`
@@ -87,6 +89,7 @@ signal SIG [ID|all]    a signal to one worker's group or to all
 clear                  forget the failed deploy and the deaths counted against slots
 events                 each event as it happens
 metrics                Prometheus' text
+reexec                 the program that is installed now takes over
 version                of this master
 help                   this list";
 
@@ -130,6 +133,7 @@ impl Request {
             ("clear", []) => Some(Request::Clear),
             ("events", []) => Some(Request::Events),
             ("metrics", []) => Some(Request::Metrics),
+            ("reexec", []) => Some(Request::Reexec),
             ("version", []) => Some(Request::Version),
             ("help", []) => Some(Request::Help),
             _ => None,
@@ -316,6 +320,7 @@ impl Master {
                 self.tell(client, &text, now);
                 self.answer(client, &Reply::Ok(String::new()), now);
             }
+            Request::Reexec => self.reexec(client, now),
             Request::Version => {
                 let text = format!("spawnwork {}", env!("CARGO_PKG_VERSION"));
                 self.answer(client, &Reply::Ok(text), now);
@@ -362,7 +367,7 @@ impl Master {
         }
     }
 
-    fn answer(&mut self, client: u64, reply: &Reply, now: Instant) {
+    pub(crate) fn answer(&mut self, client: u64, reply: &Reply, now: Instant) {
         if let Some(control) = self.control.as_mut() {
             control.end(&self.events, client, reply, now);
         }

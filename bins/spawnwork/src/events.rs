@@ -64,5 +64,9 @@ pub const STATUS: &str = "status";
 pub const CLEARED: &str = "cleared";
 /// The number of workers was changed.
 pub const WORKERS_CHANGED: &str = "workers-changed";
+/// Another program has taken our place, with the same pid, workers and sockets.
+pub const REEXECUTED: &str = "reexecuted";
+/// It could not, and nothing has happened.
+pub const REEXEC_FAILED: &str = "reexec-failed";
 /// The master ends.
 pub const STOPPED: &str = "stopped";

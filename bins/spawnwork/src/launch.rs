@@ -3,11 +3,13 @@
 use crate::node::preload::Preload;
 use crate::node::shim;
 use crate::plan::{Node, Plan};
+use crate::state::{Hex, Open, Taken};
 use common::child;
 use common::error::{Doing, Error, Result};
 use common::sys::Image;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -65,6 +67,53 @@ impl Generation {
     #[must_use]
     pub fn directory(&self) -> Option<&PathBuf> {
         self.directory.as_ref().map(|(_, path)| path)
+    }
+}
+
+/// A generation, for another program in our place.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedGeneration {
+    /// Its number.
+    pub number: u32,
+    directory: Option<(RawFd, Hex)>,
+    environment: Vec<(Hex, Hex)>,
+}
+
+impl Generation {
+    /// Takes it down.
+    pub fn save(&self, open: &mut Open) -> SavedGeneration {
+        SavedGeneration {
+            number: self.number,
+            directory: self
+                .directory
+                .as_ref()
+                .map(|(fd, path)| (open.keep(fd), Hex::of(path))),
+            environment: self
+                .environment
+                .iter()
+                .map(|(name, value)| (Hex::of(name), Hex::of(value)))
+                .collect(),
+        }
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// Its directory is not open.
+    pub fn restore(saved: &SavedGeneration, taken: &mut Taken) -> Result<Generation> {
+        let directory = match &saved.directory {
+            Some((number, path)) => Some((taken.own(*number)?, PathBuf::from(path.text()))),
+            None => None,
+        };
+        Ok(Generation {
+            number: saved.number,
+            directory,
+            environment: saved
+                .environment
+                .iter()
+                .map(|(name, value)| (name.text(), value.text()))
+                .collect(),
+        })
     }
 }
 

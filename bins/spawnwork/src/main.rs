@@ -16,9 +16,11 @@ mod plan;
 mod pool;
 mod primary;
 mod probe;
+mod reexec;
 mod reload;
 mod respawn;
 mod run;
+mod state;
 mod status;
 mod store;
 mod supervisor;
@@ -32,5 +34,6 @@ fn main() -> std::process::ExitCode {
     common::cli::main("spawnwork", |cli| match plan::Order::make(cli)? {
         plan::Order::Run(plan) => run::run(*plan),
         plan::Order::Ask(question) => ask::run(&question),
+        plan::Order::CheckState(number) => reexec::check(number),
     })
 }

@@ -5,6 +5,7 @@ use crate::cli::{
     Backoff, Balance, Cli, NodeArg, NofileArg, OnLimit, OutputArg, Ready, Surge, Workers,
 };
 use crate::output::{self, Kind};
+use crate::state::Saved;
 use crate::{cpus, reload, respawn, store};
 use common::error::{Error, Result};
 use common::event::{Format, Level};
@@ -52,6 +53,8 @@ pub enum Order {
     Run(Box<Plan>),
     /// To ask one.
     Ask(Question),
+    /// To look at the state of one, on this descriptor.
+    CheckState(i32),
 }
 
 impl Order {
@@ -65,7 +68,16 @@ impl Order {
             None if cli.timeout.is_some() => {
                 Err(Error::usage("--timeout is for the answer to --ctl"))
             }
-            None => Plan::make(cli).map(|plan| Order::Run(Box::new(plan))),
+            None => match cli.check_state {
+                // The command line must make sense to this program, too.
+                Some(number) => Plan::make(cli, true).map(|_| Order::CheckState(number)),
+                None => {
+                    let saved = crate::reexec::inherited()?;
+                    let mut plan = Plan::make(cli, saved.is_some())?;
+                    plan.saved = saved;
+                    Ok(Order::Run(Box::new(plan)))
+                }
+            },
         }
     }
 }
@@ -141,14 +153,16 @@ pub struct Plan {
     pub format: Option<Format>,
     /// What is logged.
     pub level: Level,
+    /// What the program before us has left us.
+    pub saved: Option<Saved>,
 }
 
 impl Plan {
-    /// Makes sense of the command line.
+    /// Makes sense of the command line. In the place of another program there are sockets already.
     ///
     /// # Errors
     /// Wrong usage (2), or something that this machine cannot give (125).
-    pub fn make(cli: Cli) -> Result<Plan> {
+    pub fn make(cli: Cli, resumed: bool) -> Result<Plan> {
         let user = cli.user.as_deref().map(privs::look_up).transpose()?;
         let owner = cli
             .socket_owner
@@ -203,7 +217,11 @@ impl Plan {
             None if node == Node::No => Readiness::Found,
             None => Readiness::Told(Ready::Listen),
         };
-        let (listen, returned) = listen(&cli)?;
+        let (listen, returned) = if resumed {
+            (Vec::new(), Vec::new())
+        } else {
+            listen(&cli)?
+        };
         let taken = match &ready {
             Readiness::Told(Ready::Fd(number)) => {
                 Some(*number).filter(|number| (*number as usize) < 3 + listen.len())
@@ -299,6 +317,7 @@ impl Plan {
                 _ => Level::Info,
             },
             command: cli.command,
+            saved: None,
         })
     }
 

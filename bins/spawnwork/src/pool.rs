@@ -377,9 +377,7 @@ impl Master {
         let pid = child.pid();
         let count = streams.len();
         for mut stream in streams {
-            stream.set_prefix(
-                expand_with(&self.plan.prefix, slot, generation.number, Some(pid)).into_bytes(),
-            );
+            stream.set_prefix(self.prefix(slot, generation.number, pid));
             let number = id * 2 + stream.which as u64;
             self.events
                 .add(&stream, Token::Stream(number).number(), Interest::Read)?;
@@ -435,6 +433,15 @@ impl Master {
             ],
         );
         Ok(id)
+    }
+
+    fn prefix(&self, slot: usize, generation: u32, pid: i32) -> Vec<u8> {
+        expand_with(&self.plan.prefix, slot, generation, Some(pid)).into_bytes()
+    }
+
+    /// What stands before each line of a worker.
+    pub(crate) fn prefix_of(&self, worker: &Worker) -> Vec<u8> {
+        self.prefix(worker.slot, worker.generation.number, worker.child.pid())
     }
 
     // ---- ready ----
@@ -964,6 +971,9 @@ impl Master {
             reloading.check.iter().for_each(|check| check.abandon());
         }
         self.drop_probe();
+        self.upgrade
+            .iter()
+            .for_each(crate::reexec::Upgrade::abandon);
         self.phase = Phase::Stopping(exit);
         self.no_result_will_come(exit, now);
         self.queued_reload = false;

@@ -447,7 +447,7 @@ impl Master {
         due.into_iter().for_each(|id| self.hand_over(id, now));
     }
 
-    fn arm_socket(&mut self, socket: u64, now: Instant) {
+    pub(crate) fn arm_socket(&mut self, socket: u64, now: Instant) {
         let Some(shared) = self.sockets.get(socket) else {
             return;
         };

@@ -12,13 +12,15 @@ use crate::output::{self, Output, Readout, Stream, Which};
 use crate::plan::{Listen, Node, Plan, Readiness};
 use crate::pool::Reloading;
 use crate::probe::Probe;
+use crate::reexec::Upgrade;
 use crate::reload::Trial;
+use crate::state::Taken;
 use crate::status::{Frozen, Reloads};
 use crate::store::{self, Origin, Returned, Spot};
 use crate::supervisor::Supervisor;
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Peer};
-use common::control::Server;
+use common::control::{Reply, Server};
 use common::error::{Doing, Error, Result};
 use common::event::{Format, Level, Log, Value};
 use common::exit::Exit;
@@ -149,7 +151,10 @@ pub struct Master {
     pub(crate) reloads: Reloads,
     pub(crate) deaths: BTreeMap<By, u64>,
     pub(crate) probe: Option<Probe>,
+    pub(crate) pid_file: Option<PidFile>,
     pub(crate) control: Option<Server>,
+    /// The new program looks at our state.
+    pub(crate) upgrade: Option<Upgrade>,
     pub(crate) waiting: Vec<Waiting>,
     /// Clients that are told every event, and the form that they get it in.
     pub(crate) subscribers: Vec<u64>,
@@ -157,7 +162,7 @@ pub struct Master {
     pub(crate) line: VecDeque<usize>,
     pub(crate) given: Vec<(Address, Rc<OwnedFd>)>,
     pub(crate) given_names: Vec<String>,
-    own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
+    pub(crate) own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
     pub(crate) sockets: Sockets,
     pub(crate) supervisor: Supervisor,
     pub(crate) streams: BTreeMap<u64, Stream>,
@@ -184,95 +189,181 @@ pub struct Master {
 pub fn run(mut plan: Plan) -> Result<Exit> {
     common::fds::ensure_standard()?;
     let signals = Signals::block()?;
-    let log = Log::new("spawnwork", plan.format, plan.level);
-    let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let control = plan
-        .control
-        .as_deref()
-        .map(|path| Server::open(path, control::client_token))
-        .transpose()?;
-    // The journal's form is for the journal alone.
-    let feed = match plan.format {
-        Some(Format::Json) => Format::Json,
-        Some(Format::Text | Format::Journal) | None => Format::Text,
-    };
-    let generation = Rc::new(Generation::new(1, &plan)?);
+    let saved = plan.saved.take();
     let listen = std::mem::take(&mut plan.listen);
-    let returned = Returned::new(std::mem::take(&mut plan.returned));
-    let mut master = Master {
-        log,
-        events: Loop::new()?,
-        slots: (0..plan.workers).map(|_| Slot::new(&generation)).collect(),
-        workers: BTreeMap::new(),
-        last_id: 0,
-        generation,
-        last_generation: 1,
-        phase: Phase::Initial,
-        queued_reload: false,
-        frozen: None,
-        trial: None,
-        reloads: Reloads::default(),
-        deaths: BTreeMap::new(),
-        probe: None,
-        control,
-        waiting: Vec::new(),
-        subscribers: Vec::new(),
-        feed: Log::new("spawnwork", Some(feed), Level::Info),
-        line: (0..plan.workers).collect(),
-        given: Vec::new(),
-        given_names: Vec::new(),
-        own_paths: Vec::new(),
-        sockets: Sockets::new(returned),
-        supervisor: Supervisor::of_environment(),
-        streams: BTreeMap::new(),
-        outputs: [None, None],
-        one_output: output::same(sys::standard(1), sys::standard(2)),
-        outputs_waiting: [false; 2],
-        notify: None,
-        rendezvous: None,
-        preload: None,
-        leftovers: Vec::new(),
-        null: std::fs::OpenOptions::new()
-            .read(true)
-            .open("/dev/null")
-            .doing("open /dev/null")?
-            .into(),
-        started: Instant::now(),
-        ever_ready: false,
-        served: false,
-        late: BTreeSet::new(),
-        lost: 0,
-        plan,
+    let mut master = match &saved {
+        None => {
+            let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
+            let control = plan
+                .control
+                .as_deref()
+                .map(|path| Server::open(path, control::client_token))
+                .transpose()?;
+            Master::new(plan, pid_file, control)?
+        }
+        Some(saved) => {
+            let mut taken = Taken::default();
+            let pid_file = match (&plan.pid_file, saved.pid_file) {
+                (Some(path), Some(fd)) => Some(PidFile::again(path, taken.own(fd)?)?),
+                (_, None) | (None, _) => None,
+            };
+            let control = match (&plan.control, saved.control) {
+                (Some(path), Some(fd)) => {
+                    Some(Server::again(path, taken.own(fd)?, control::client_token))
+                }
+                (_, None) | (None, _) => None,
+            };
+            Master::new(plan, pid_file, control)?
+        }
     };
-    master.outputs[1] = Some(Output::open(2));
-    if master.plan.pipe_stdout && !master.one_output {
-        master.outputs[0] = Some(Output::open(1));
+    let resumed = saved.is_some();
+    match saved {
+        None => {
+            for one in listen {
+                master.listen(one)?;
+            }
+            master.prepare()?;
+        }
+        Some(saved) => {
+            let client = saved.client;
+            master.restore(saved, Instant::now())?;
+            master.prepare()?;
+            master.resumed(client, Instant::now());
+        }
     }
-    for one in listen {
-        master.listen(one)?;
-    }
-    master.prepare()?;
     master
         .events
         .add(&signals, Token::Signals.number(), Interest::Read)?;
     // Orphans of our workers come to us, and can be found; PID 1 gets them anyway.
     let _ = sys::become_subreaper();
-    master.say(
-        Level::Info,
-        events::STARTED,
-        &[
-            ("workers", master.plan.workers.into()),
-            ("generation", 1u32.into()),
-        ],
-    );
+    if !resumed {
+        master.say(
+            Level::Info,
+            events::STARTED,
+            &[
+                ("workers", master.plan.workers.into()),
+                ("generation", 1u32.into()),
+            ],
+        );
+    }
     let result = master.serve(&signals);
     master.end(result.as_ref().ok().copied());
-    drop(pid_file);
+    master.pid_file = None;
     master.leave_clients();
     result
 }
 
 impl Master {
+    fn new(mut plan: Plan, pid_file: Option<PidFile>, control: Option<Server>) -> Result<Master> {
+        // The journal's form is for the journal alone.
+        let feed = match plan.format {
+            Some(Format::Json) => Format::Json,
+            Some(Format::Text | Format::Journal) | None => Format::Text,
+        };
+        let generation = Rc::new(Generation::new(1, &plan)?);
+        let returned = Returned::new(std::mem::take(&mut plan.returned));
+        let mut master = Master {
+            log: Log::new("spawnwork", plan.format, plan.level),
+            events: Loop::new()?,
+            slots: (0..plan.workers).map(|_| Slot::new(&generation)).collect(),
+            workers: BTreeMap::new(),
+            last_id: 0,
+            generation,
+            last_generation: 1,
+            phase: Phase::Initial,
+            queued_reload: false,
+            frozen: None,
+            trial: None,
+            reloads: Reloads::default(),
+            deaths: BTreeMap::new(),
+            probe: None,
+            pid_file,
+            control,
+            upgrade: None,
+            waiting: Vec::new(),
+            subscribers: Vec::new(),
+            feed: Log::new("spawnwork", Some(feed), Level::Info),
+            line: (0..plan.workers).collect(),
+            given: Vec::new(),
+            given_names: Vec::new(),
+            own_paths: Vec::new(),
+            sockets: Sockets::new(returned),
+            supervisor: Supervisor::of_environment(),
+            streams: BTreeMap::new(),
+            outputs: [None, None],
+            one_output: output::same(sys::standard(1), sys::standard(2)),
+            outputs_waiting: [false; 2],
+            notify: None,
+            rendezvous: None,
+            preload: None,
+            leftovers: Vec::new(),
+            null: std::fs::OpenOptions::new()
+                .read(true)
+                .open("/dev/null")
+                .doing("open /dev/null")?
+                .into(),
+            started: Instant::now(),
+            ever_ready: false,
+            served: false,
+            late: BTreeSet::new(),
+            lost: 0,
+            plan,
+        };
+        master.outputs[1] = Some(Output::open(2));
+        if master.plan.pipe_stdout && !master.one_output {
+            master.outputs[0] = Some(Output::open(1));
+        }
+        Ok(master)
+    }
+
+    /// We are the program that took the place of another one.
+    fn resumed(&mut self, client: Option<i32>, now: Instant) {
+        let ids: Vec<u64> = self.sockets.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(shared) = self.sockets.get(id) {
+                let (fd, stored) = (Rc::clone(&shared.fd), shared.stored.clone());
+                let _ = self
+                    .events
+                    .add(&*fd, Token::Socket(id).number(), Interest::Nothing);
+                let _ = self.supervisor.keep(stored, &fd);
+            }
+            self.arm_socket(id, now);
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let fields = [
+            ("version", version.into()),
+            ("generation", self.generation.number.into()),
+            ("workers", self.slots.len().into()),
+        ];
+        self.say(Level::Info, events::REEXECUTED, &fields);
+        let client = client.and_then(sys::adopt);
+        if let (Some(control), Some(fd)) = (self.control.as_mut(), client) {
+            let reply = Reply::Ok(format!("spawnwork {version} has taken over"));
+            control.answer_for(&self.events, fd, &reply, now);
+        }
+        // Whoever died in between has told nobody.
+        self.reap(now);
+    }
+
+    /// A socket of `--listen` that the program before us had.
+    pub(crate) fn take_given(
+        &mut self,
+        name: String,
+        address: Address,
+        fd: Rc<OwnedFd>,
+    ) -> Result<()> {
+        if self.plan.node == Node::No {
+            let number = self.given.len() as u64;
+            self.events
+                .add(&*fd, Token::Given(number).number(), Interest::Nothing)?;
+        }
+        let stored = Spot::of(&address).name();
+        self.supervisor.keep(stored, &fd);
+        self.given.push((address, fd));
+        self.given_names.push(name);
+        Ok(())
+    }
+
     fn listen(&mut self, one: Listen) -> Result<()> {
         let bound = matches!(one, Listen::Bind(..));
         let mut stored = None;
@@ -380,7 +471,10 @@ impl Master {
             Readiness::Found | Readiness::Told(crate::cli::Ready::Notify)
         ) || self.plan.watchdog.is_some()
         {
-            let notify = Notify::open()?;
+            let notify = match self.notify.take() {
+                Some(notify) => notify,
+                None => Notify::open()?,
+            };
             self.events
                 .add(&notify, Token::Notify.number(), Interest::Read)?;
             self.notify = Some(notify);
@@ -390,12 +484,15 @@ impl Master {
                 .add(control, Token::Control.number(), Interest::Read)?;
         }
         if self.plan.node == Node::Shim {
-            let rendezvous = Rendezvous::open()?;
+            let rendezvous = match self.rendezvous.take() {
+                Some(rendezvous) => rendezvous,
+                None => Rendezvous::open()?,
+            };
             self.events
                 .add(&rendezvous.fd, Token::Rendezvous.number(), Interest::Read)?;
             self.rendezvous = Some(rendezvous);
         }
-        if self.plan.node != Node::No && self.plan.preload {
+        if self.plan.node != Node::No && self.plan.preload && self.preload.is_none() {
             self.preload = Some(Preload::write()?);
         }
         for which in [Which::Out, Which::Err] {
@@ -545,6 +642,13 @@ impl Master {
             self.on_stream(id, now);
         }
         self.on_check_time(now);
+        if let Some(upgrade) = self
+            .upgrade
+            .as_ref()
+            .filter(|upgrade| upgrade.deadline <= now)
+        {
+            upgrade.abandon();
+        }
         if self
             .probe
             .as_ref()
@@ -605,6 +709,7 @@ impl Master {
             .chain(leftovers)
             .chain(reload)
             .chain(self.probe.as_ref().map(|probe| probe.deadline))
+            .chain(self.upgrade.as_ref().map(|upgrade| upgrade.deadline))
             .chain(self.control.as_ref().and_then(Server::deadline))
             .chain(line)
             .chain(strangers)
@@ -854,6 +959,12 @@ impl Master {
                 if reloading.check.as_ref().is_some_and(|check| check.pid() == pid))
             {
                 self.on_check_end(now);
+            } else if self
+                .upgrade
+                .as_ref()
+                .is_some_and(|upgrade| upgrade.pid() == pid)
+            {
+                self.on_upgrade_end(now);
             } else {
                 child::reap_stranger(pid);
             }

@@ -5,13 +5,13 @@ use crate::deaths::By;
 use crate::run::{Master, Phase};
 use crate::worker::{State, Wait, Worker};
 use common::socket;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 /// How reloads ended, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloads {
     /// The new generation took over.
     pub committed: u64,

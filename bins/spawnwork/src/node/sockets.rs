@@ -2,12 +2,14 @@
 
 use super::balance::Turns;
 use super::message::{HandleType, Query, Wanted};
+use crate::state::{Hex, Open, Taken};
 use crate::store::{Origin, Returned, Spot};
 use common::socket::{self, Address, UnixRights};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
@@ -298,6 +300,136 @@ impl Sockets {
     pub fn unlink_all(&self, ends: impl Fn(&Shared) -> bool) {
         let all = self.list.values();
         all.filter(|shared| ends(shared)).for_each(Shared::unlink);
+    }
+}
+
+/// The book, for another program in our place.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedSockets {
+    last: u64,
+    list: Vec<SavedShared>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedShared {
+    id: u64,
+    key: String,
+    fd: RawFd,
+    datagram: bool,
+    name: String,
+    holders: BTreeSet<u64>,
+    data: String,
+    ours: bool,
+    generation: u32,
+    made_by: u32,
+    hand_over: Option<SavedHandOver>,
+    stored: Option<String>,
+    wanted: Wanted,
+    index: i64,
+    path: Option<(Hex, u64, u64)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedHandOver {
+    turns: Vec<u64>,
+    put_back: Vec<RawFd>,
+    under_way: Vec<(u64, u64, RawFd)>,
+}
+
+impl Sockets {
+    /// Takes it down.
+    pub fn save(&self, open: &mut Open) -> SavedSockets {
+        let list = self.list.iter().map(|(id, shared)| SavedShared {
+            id: *id,
+            key: shared.key.clone(),
+            fd: open.keep(&*shared.fd),
+            datagram: shared.kind == HandleType::Datagram,
+            name: shared.name.clone(),
+            holders: shared.holders.clone(),
+            data: shared.data.clone(),
+            ours: shared.ours,
+            generation: shared.generation,
+            made_by: shared.made_by,
+            hand_over: shared.hand_over.as_ref().map(|hand_over| SavedHandOver {
+                turns: hand_over.turns.workers().collect(),
+                put_back: hand_over.put_back.iter().map(|fd| open.keep(fd)).collect(),
+                under_way: hand_over
+                    .under_way
+                    .iter()
+                    .map(|((worker, seq), fd)| (*worker, *seq, open.keep(fd)))
+                    .collect(),
+            }),
+            stored: shared.stored.clone(),
+            wanted: shared.wanted.clone(),
+            index: shared.index,
+            path: shared
+                .path
+                .as_ref()
+                .map(|(path, identity)| (Hex::of(path), identity.dev, identity.ino)),
+        });
+        SavedSockets {
+            last: self.last,
+            list: list.collect(),
+        }
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// A descriptor is not open.
+    pub fn restore(saved: SavedSockets, taken: &mut Taken) -> common::error::Result<Sockets> {
+        let mut sockets = Sockets {
+            last: saved.last,
+            ..Sockets::default()
+        };
+        for one in saved.list {
+            let hand_over = match one.hand_over {
+                None => None,
+                Some(saved) => {
+                    let mut hand_over = HandOver::default();
+                    saved
+                        .turns
+                        .into_iter()
+                        .for_each(|id| hand_over.turns.join(id));
+                    for number in saved.put_back {
+                        hand_over.put_back.push_back(taken.own(number)?);
+                    }
+                    for (worker, seq, number) in saved.under_way {
+                        hand_over.turns.spend(worker);
+                        hand_over
+                            .under_way
+                            .insert((worker, seq), taken.own(number)?);
+                    }
+                    Some(hand_over)
+                }
+            };
+            let shared = Shared {
+                key: one.key,
+                fd: taken.shared(one.fd)?,
+                kind: if one.datagram {
+                    HandleType::Datagram
+                } else {
+                    HandleType::Net
+                },
+                name: one.name,
+                holders: one.holders,
+                data: one.data,
+                ours: one.ours,
+                generation: one.generation,
+                made_by: one.made_by,
+                hand_over,
+                stored: one.stored,
+                origin: Origin::Bound,
+                wanted: one.wanted,
+                index: one.index,
+                path: one.path.map(|(path, dev, ino)| {
+                    let identity = common::file::Identity { dev, ino };
+                    (PathBuf::from(path.text()), identity)
+                }),
+            };
+            sockets.list.insert(one.id, shared);
+        }
+        Ok(sockets)
     }
 }
 
