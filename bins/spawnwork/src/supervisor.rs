@@ -112,7 +112,7 @@ impl State {
                     .map_or_else(String::new, |failed| format!(" to generation {failed}"));
                 format!("reload{failed} failed, back to generation {generation}, {serve}")
             }
-            Stage::Stopping { left } => format!("stopping, {left} workers left"),
+            Stage::Stopping { left } => format!("stopping, workers left: {left}"),
         }
     }
 
@@ -771,9 +771,9 @@ mod tests {
             assert_eq!(
                 said(&mut told, &[left(2), left(1), left(1), left(0)]),
                 [
-                    "STOPPING=1\nSTATUS=stopping, 2 workers left",
-                    "STATUS=stopping, 1 workers left",
-                    "STATUS=stopping, 0 workers left",
+                    "STOPPING=1\nSTATUS=stopping, workers left: 2",
+                    "STATUS=stopping, workers left: 1",
+                    "STATUS=stopping, workers left: 0",
                 ]
             );
         }
