@@ -215,7 +215,10 @@ pub fn limit(stage: Stage, plan: &Plan, workers: usize) -> Duration {
                 each = each.saturating_add(plan.stop_timeout);
             }
             let rest = waves(workers.saturating_sub(1), rules.parallel.min(rules.surge));
+            // --check comes before all of them, and has the same time.
+            let check = plan.check.as_ref().map_or(Duration::ZERO, |_| ready);
             each.saturating_mul(rest.saturating_add(1))
+                .saturating_add(check)
                 .saturating_add(MARGIN)
         }
         // The workers, and then what they leave behind.
