@@ -1,9 +1,12 @@
 //! spawnwork: run N workers of a program on shared sockets, and never drop a request.
 #![forbid(unsafe_code)]
 
+mod actions;
 mod ask;
 mod check;
+mod check_config;
 mod cli;
+mod compat;
 mod control;
 mod cpus;
 mod deaths;
@@ -17,8 +20,10 @@ mod pool;
 mod primary;
 mod probe;
 mod reload;
+mod resize;
 mod respawn;
 mod run;
+mod slots;
 mod status;
 mod worker;
 
@@ -29,5 +34,6 @@ fn main() -> std::process::ExitCode {
     common::cli::main("spawnwork", |cli| match plan::Order::make(cli)? {
         plan::Order::Run(plan) => run::run(*plan),
         plan::Order::Ask(question) => ask::run(&question),
+        plan::Order::Check(plan) => check_config::run(&plan),
     })
 }

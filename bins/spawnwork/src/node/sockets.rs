@@ -34,6 +34,8 @@ pub struct Shared {
     pub made_by: u32,
     /// Connections that the master hands over, in round-robin.
     pub hand_over: Option<HandOver>,
+    /// The sockets of the slots.
+    pub group: Option<Rc<crate::slots::Group>>,
     wanted: Wanted,
     index: i64,
     path: Option<(PathBuf, common::file::Identity)>,
@@ -185,6 +187,7 @@ impl Sockets {
                 generation: asker.generation,
                 made_by: asker.generation,
                 hand_over: (asker.round_robin && kind == HandleType::Net).then(HandOver::default),
+                group: None,
                 wanted: query.wanted.clone(),
                 index: query.index,
                 path,
