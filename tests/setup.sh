@@ -46,6 +46,7 @@ need setpriv util-linux
 need openssl openssl
 need systemd-socket-activate systemd
 need curl curl
+need start_server libserver-starter-perl
 need socat socat
 need script bsdutils
 need pgrep procps

@@ -112,7 +112,7 @@ impl Service {
 
 #[test]
 fn twenty_times_under_load_with_the_same_pid_and_the_same_workers() {
-    for balance in ["shared", "round-robin"] {
+    for balance in ["shared", "round-robin", "slots"] {
         let mut service = Service::node(&["-n", "2", "--balance", balance, "--probation", "50ms"]);
         let workers = service.workers();
         let load = service.load();

@@ -1,5 +1,6 @@
 //! What was typed. Nothing is computed here: see plan.rs.
 
+use crate::actions::{OnSignal, on_signal};
 use clap::{Parser, ValueEnum};
 use common::cli::{count, duration, rate_filter, signal};
 use common::event::Format;
@@ -90,6 +91,33 @@ pub struct Cli {
     /// Connections that may wait
     #[arg(long, value_name = "N", env = "SPAWNWORK_BACKLOG", hide_env = true, help_heading = "Sockets", value_parser = count, default_value = "4096")]
     pub backlog: u32,
+    /// Wait for a busy address
+    #[arg(long, value_name = "D", env = "SPAWNWORK_BIND_RETRY", hide_env = true, help_heading = "Sockets", value_parser = duration, default_value = "0s")]
+    pub bind_retry: Duration,
+    /// Or round-robin, slots
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "SPAWNWORK_BALANCE",
+        hide_env = true,
+        help_heading = "Sockets",
+        value_enum,
+        hide_possible_values = true,
+        default_value = "shared"
+    )]
+    pub balance: Balance,
+    /// Variables of einhorn, server-starter
+    #[arg(
+        long,
+        value_name = "NAMES",
+        env = "SPAWNWORK_COMPAT",
+        hide_env = true,
+        help_heading = "Sockets",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true
+    )]
+    pub compat: Vec<Compat>,
     /// Take LISTEN_FDS whatever LISTEN_PID says
     #[arg(
         long,
@@ -112,18 +140,6 @@ pub struct Cli {
         default_value = "auto"
     )]
     pub node: NodeArg,
-    /// Who accepts: shared, round-robin
-    #[arg(
-        long,
-        value_name = "HOW",
-        env = "SPAWNWORK_BALANCE",
-        hide_env = true,
-        help_heading = "Node",
-        value_enum,
-        hide_possible_values = true,
-        default_value = "shared"
-    )]
-    pub balance: Balance,
     /// Bind privileged ports for workers of another user
     #[arg(
         long,
@@ -234,6 +250,19 @@ pub struct Cli {
         help_heading = "Output"
     )]
     pub pid_file: Option<PathBuf>,
+    /// SIG=ACTION: reload, stop, quit, add, forward ...
+    #[arg(long, value_name = "SIG=DO", env = "SPAWNWORK_ON_SIGNAL", hide_env = true, help_heading = "Control", value_parser = on_signal)]
+    pub on_signal: Vec<OnSignal>,
+    /// Say what would be done, and do nothing
+    #[arg(
+        long,
+        env = "SPAWNWORK_CHECK_CONFIG",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        hide_env = true,
+        help_heading = "Control",
+        conflicts_with = "ctl"
+    )]
+    pub check_config: bool,
     /// A socket to be asked over
     #[arg(
         long,
@@ -329,6 +358,17 @@ pub enum Balance {
     Shared,
     /// The master accepts and hands over.
     RoundRobin,
+    /// A socket of its own for each slot, on the same port.
+    Slots,
+}
+
+/// `--compat`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// EINHORN_FD_0 and its like.
+    Einhorn,
+    /// SERVER_STARTER_PORT.
+    ServerStarter,
 }
 
 /// `--on-limit`

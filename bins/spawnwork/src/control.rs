@@ -2,6 +2,7 @@
 
 use crate::deaths::By;
 use crate::events;
+use crate::resize::Resized;
 use crate::run::{Master, Phase, Token};
 use common::control::Reply;
 use common::event::{Level, Value};
@@ -15,7 +16,7 @@ const SUPERSEDED: u8 = 3;
 const REFUSED: u8 = 4;
 
 /// Signals that are sent to end somebody: INT, QUIT, ABRT, KILL, TERM.
-const ENDING: [i32; 5] = [2, 3, 6, 9, 15];
+pub(crate) const ENDING: [i32; 5] = [2, 3, 6, 9, 15];
 
 /// How status is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,12 +270,18 @@ impl Master {
                     self.kill_all("a second request to stop", now);
                 }
             }
-            Request::Add(count) => self.change_workers(client, self.slots.len() + count, now),
-            Request::Remove(count) => {
-                let left = self.slots.len().saturating_sub(count).max(1);
-                self.change_workers(client, left, now);
+            Request::Add(count) => {
+                let resized = self.add_workers(count, now);
+                self.answer_resized(client, resized, now);
             }
-            Request::Workers(count) => self.change_workers(client, count, now),
+            Request::Remove(count) => {
+                let resized = self.remove_workers(count, now);
+                self.answer_resized(client, resized, now);
+            }
+            Request::Workers(count) => {
+                let resized = self.set_workers(count, now);
+                self.answer_resized(client, resized, now);
+            }
             Request::Signal(signal, whom) => {
                 let ids: Vec<u64> = self
                     .slots
@@ -332,27 +339,16 @@ impl Master {
         }
     }
 
-    fn change_workers(&mut self, client: u64, wanted: usize, now: Instant) {
-        let reply = match self.phase {
-            Phase::Running => {
-                let wanted = wanted.min(10_000);
-                while self.slots.len() < wanted {
-                    self.add_worker();
-                }
-                while self.slots.len() > wanted {
-                    self.remove_worker(now);
-                }
-                Reply::Ok(format!("{wanted} workers"))
+    fn answer_resized(&mut self, client: u64, resized: Resized, now: Instant) {
+        let reply = match (resized, &self.phase) {
+            (Resized::Now(count), _) => Reply::Ok(format!("{count} workers")),
+            (Resized::Later(count), Phase::Reloading(_)) => {
+                Reply::Ok(format!("{count} workers when the reload is done"))
             }
-            Phase::Initial => Reply::Err(
-                Exit::No.code(),
-                "the first generation is still starting; try again".to_owned(),
-            ),
-            Phase::Reloading(_) => Reply::Err(
-                Exit::No.code(),
-                "a reload is under way; try again when it is done".to_owned(),
-            ),
-            Phase::Stopping(_) => Reply::Err(REFUSED, "we are stopping".to_owned()),
+            (Resized::Later(count), _) => {
+                Reply::Ok(format!("{count} workers when their queues are empty"))
+            }
+            (Resized::Refused, _) => Reply::Err(REFUSED, "we are stopping".to_owned()),
         };
         self.answer(client, &reply, now);
     }

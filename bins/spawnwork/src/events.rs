@@ -62,6 +62,14 @@ pub const SUPERVISOR_UNREACHED: &str = "supervisor-unreached";
 pub const STATUS: &str = "status";
 /// The failed deploy, and deaths counted against slots, were forgotten on request.
 pub const CLEARED: &str = "cleared";
+/// An address is in use, and is tried again.
+pub const BIND_WAITING: &str = "bind-waiting";
+/// Connections that waited for a slot that is gone.
+pub const QUEUE_LOST: &str = "queue-lost";
+/// A signal was passed on to the workers.
+pub const SIGNAL_FORWARDED: &str = "signal-forwarded";
+/// The number of workers is to be changed.
+pub const WORKERS_QUEUED: &str = "workers-queued";
 /// The number of workers was changed.
 pub const WORKERS_CHANGED: &str = "workers-changed";
 /// Another program has taken our place, with the same pid, workers and sockets.

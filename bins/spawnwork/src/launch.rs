@@ -187,6 +187,8 @@ pub struct Given<'a> {
     pub preload: Option<String>,
     /// Whether that holds the worker back from accepting until it is told.
     pub held: bool,
+    /// Those of `--compat`.
+    pub compat: Vec<(String, String)>,
 }
 
 /// The environment that is nobody's business but ours, or that the worker gets from us.
@@ -331,7 +333,9 @@ fn environment(
 ) -> Result<BTreeMap<OsString, OsString>> {
     let mut all: BTreeMap<OsString, OsString> = std::env::vars_os()
         .filter(|(name, _)| {
-            !OURS.iter().any(|ours| name == ours) && !name.as_bytes().starts_with(b"SPAWNWORK_")
+            !OURS.iter().any(|ours| name == ours)
+                && !name.as_bytes().starts_with(b"SPAWNWORK_")
+                && !crate::compat::is_foreign(name)
         })
         .collect();
     let mut set = |name: &str, value: OsString| {
@@ -365,6 +369,9 @@ fn environment(
     if !given.sockets.is_empty() {
         set("LISTEN_FDS", given.sockets.len().to_string());
         set("LISTEN_FDNAMES", given.names.join(":"));
+    }
+    for (name, value) in &given.compat {
+        set(name, value.clone());
     }
     if let Some(notify) = &given.notify {
         set("NOTIFY_SOCKET", notify.clone());

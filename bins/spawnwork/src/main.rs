@@ -1,9 +1,12 @@
 //! spawnwork: run N workers of a program on shared sockets, and never drop a request.
 #![forbid(unsafe_code)]
 
+mod actions;
 mod ask;
 mod check;
+mod check_config;
 mod cli;
+mod compat;
 mod control;
 mod cpus;
 mod deaths;
@@ -18,8 +21,10 @@ mod primary;
 mod probe;
 mod reexec;
 mod reload;
+mod resize;
 mod respawn;
 mod run;
+mod slots;
 mod state;
 mod status;
 mod store;
@@ -35,5 +40,6 @@ fn main() -> std::process::ExitCode {
         plan::Order::Run(plan) => run::run(*plan),
         plan::Order::Ask(question) => ask::run(&question),
         plan::Order::CheckState(number) => reexec::check(number),
+        plan::Order::Check(plan) => check_config::run(&plan),
     })
 }

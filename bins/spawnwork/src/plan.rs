@@ -1,8 +1,9 @@
 //! What was typed, meant: looked up, checked, contradictions refused. No effect yet.
 
+use crate::actions::Actions;
 use crate::ask::Question;
 use crate::cli::{
-    Backoff, Balance, Cli, NodeArg, NofileArg, OnLimit, OutputArg, Ready, Surge, Workers,
+    Backoff, Balance, Cli, Compat, NodeArg, NofileArg, OnLimit, OutputArg, Ready, Surge, Workers,
 };
 use crate::output::{self, Kind};
 use crate::state::Saved;
@@ -55,6 +56,8 @@ pub enum Order {
     Ask(Question),
     /// To look at the state of one, on this descriptor.
     CheckState(i32),
+    /// To say what a master would do.
+    Check(Box<Plan>),
 }
 
 impl Order {
@@ -67,6 +70,9 @@ impl Order {
             Some(path) => Question::new(path, &cli.command, cli.timeout).map(Order::Ask),
             None if cli.timeout.is_some() => {
                 Err(Error::usage("--timeout is for the answer to --ctl"))
+            }
+            None if cli.check_config => {
+                Plan::make(cli, false).map(|plan| Order::Check(Box::new(plan)))
             }
             None => match cli.check_state {
                 // The command line must make sense to this program, too.
@@ -97,6 +103,10 @@ pub struct Plan {
     pub rights: UnixRights,
     /// For each socket.
     pub backlog: i32,
+    /// `--bind-retry`
+    pub bind_retry: Duration,
+    /// `--compat`
+    pub compat: Vec<Compat>,
     /// Node's part.
     pub node: Node,
     /// The drain module is loaded into node workers.
@@ -149,6 +159,8 @@ pub struct Plan {
     pub pid_file: Option<PathBuf>,
     /// `--control`
     pub control: Option<PathBuf>,
+    /// What signals do.
+    pub actions: Actions,
     /// `--log-format`
     pub format: Option<Format>,
     /// What is logged.
@@ -222,6 +234,10 @@ impl Plan {
         } else {
             listen(&cli)?
         };
+        if !resumed {
+            crate::slots::check(cli.balance, node, &listen)?;
+            crate::compat::check(&cli.compat, &listen)?;
+        }
         let taken = match &ready {
             Readiness::Told(Ready::Fd(number)) => {
                 Some(*number).filter(|number| (*number as usize) < 3 + listen.len())
@@ -270,6 +286,8 @@ impl Plan {
                 owner: owner.map(|owner| (owner.uid, owner.gid)),
             },
             backlog: i32::try_from(cli.backlog).unwrap_or(i32::MAX),
+            bind_retry: cli.bind_retry,
+            compat: cli.compat,
             node,
             preload: !cli.no_preload,
             balance: cli.balance,
@@ -310,6 +328,7 @@ impl Plan {
             prefix: cli.prefix.unwrap_or_default(),
             pid_file: cli.pid_file,
             control: cli.control,
+            actions: Actions::new(&cli.on_signal).map_err(Error::usage)?,
             format: cli.log_format,
             level: match (cli.quiet, cli.verbose) {
                 (true, _) => Level::Warning,

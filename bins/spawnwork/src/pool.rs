@@ -336,10 +336,13 @@ impl Master {
                 streams.push(stream);
             }
         }
-        for ((_, fd), name) in self.given.iter().zip(&self.given_names) {
+        let sockets = self.given_to(slot, generation.number)?;
+        for ((_, fd), name) in sockets.iter().zip(&self.given_names) {
             given.sockets.push(fd.as_raw_fd());
             given.names.push(name);
         }
+        given.compat =
+            crate::compat::variables(&self.plan.compat, slot, generation.number, &sockets);
         let mut ours = None;
         if self.plan.node == Node::Direct {
             let (channel, theirs) = channel::pair().doing("make a channel for a worker")?;
@@ -407,6 +410,7 @@ impl Master {
                 by: None,
                 oom_kills: child::oom_kills(),
                 aborted: false,
+                owed: BTreeSet::new(),
                 channel: ours,
                 spoke: false,
                 open_queries: 0,
@@ -495,6 +499,12 @@ impl Master {
                 self.progress(generation, &format!("{ready}/{all} ready"), now);
             }
         }
+        self.send_owed(id);
+        self.first_generation_serves(now);
+    }
+
+    /// Whether all slots of the first generation serve by now.
+    pub(crate) fn first_generation_serves(&mut self, now: Instant) {
         let all = self.slots.iter().all(|slot| {
             slot.current
                 .and_then(|id| self.workers.get(&id))
@@ -676,6 +686,7 @@ impl Master {
         }
         self.sweep(worker, now);
         self.drop_sockets();
+        self.close_removed();
     }
 
     /// The worker of the newest generation died, and with it more than half of its slots in their time
@@ -1238,6 +1249,7 @@ impl Master {
         }
         self.limit_draining(now);
         self.drop_sockets();
+        self.resize(now);
         self.reload_from_queue(now);
     }
 
@@ -1306,39 +1318,13 @@ impl Master {
                     self.line.push_back(index);
                 }
             }
+            self.resize(now);
             self.reload_from_queue(now);
         }
         self.drop_sockets();
     }
 
-    // ---- number of workers, status ----
-
-    pub(crate) fn add_worker(&mut self) {
-        if !matches!(self.phase, Phase::Running) || self.slots.len() >= 10_000 {
-            return;
-        }
-        self.slots.push(Slot::new(&self.generation));
-        self.line.push_back(self.slots.len() - 1);
-        self.say(
-            Level::Info,
-            events::WORKERS_CHANGED,
-            &[("workers", self.slots.len().into())],
-        );
-    }
-
-    pub(crate) fn remove_worker(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Running) || self.slots.len() <= 1 {
-            return;
-        }
-        if let Some(slot) = self.slots.pop() {
-            slot.current.into_iter().for_each(|id| self.leave(id, now));
-        }
-        self.say(
-            Level::Info,
-            events::WORKERS_CHANGED,
-            &[("workers", self.slots.len().into())],
-        );
-    }
+    // ---- status ----
 
     pub(crate) fn status(&mut self, now: Instant) {
         let mut lines: Vec<Vec<(&str, Value)>> = Vec::new();
@@ -1420,8 +1406,9 @@ impl Master {
             (shared.generation < serving && !alive(shared.generation))
                 || (shared.made_by > serving && !alive(shared.made_by))
         });
+        self.close_all_unasked();
         for (_, shared) in dropped {
-            self.events.remove(&*shared.fd);
+            self.forget_socket(&shared);
             self.supervisor.forget(shared.stored.as_deref());
             self.say(
                 Level::Info,

@@ -131,6 +131,7 @@ impl Master {
     fn not_now(&self) -> Option<&'static str> {
         match self.phase {
             Phase::Running if self.upgrade.is_some() => Some("one is under way"),
+            Phase::Running if self.resizing.is_some() => Some("slots that go are emptied"),
             Phase::Running => None,
             Phase::Initial => Some("the first generation is still starting"),
             Phase::Reloading(_) => Some("a reload is under way"),

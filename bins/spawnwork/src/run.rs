@@ -1,5 +1,6 @@
 //! The loop: what happened -> what follows.
 
+use crate::actions::{Action, Hangup};
 use crate::control::{self, Waiting};
 use crate::deaths::By;
 use crate::events;
@@ -14,6 +15,8 @@ use crate::pool::Reloading;
 use crate::probe::Probe;
 use crate::reexec::Upgrade;
 use crate::reload::Trial;
+use crate::resize::Resizing;
+use crate::slots::Group;
 use crate::state::Taken;
 use crate::status::{Frozen, Reloads};
 use crate::store::{self, Origin, Returned, Spot};
@@ -25,7 +28,7 @@ use common::error::{Doing, Error, Result};
 use common::event::{Format, Level, Log, Value};
 use common::exit::Exit;
 use common::file::PidFile;
-use common::signal::{Received, Sender, Signals};
+use common::signal::{Received, Signals};
 use common::socket::{self, Address};
 use common::sys;
 use common::wait::{Interest, Loop, Wake};
@@ -162,6 +165,9 @@ pub struct Master {
     pub(crate) line: VecDeque<usize>,
     pub(crate) given: Vec<(Address, Rc<OwnedFd>)>,
     pub(crate) given_names: Vec<String>,
+    /// The sockets of the slots, where they have their own.
+    pub(crate) given_groups: Vec<Option<Rc<crate::slots::Group>>>,
+    pub(crate) resizing: Option<Resizing>,
     pub(crate) own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
     pub(crate) sockets: Sockets,
     pub(crate) supervisor: Supervisor,
@@ -216,13 +222,24 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
             Master::new(plan, pid_file, control)?
         }
     };
+    master
+        .events
+        .add(&signals, Token::Signals.number(), Interest::Read)?;
     let resumed = saved.is_some();
     match saved {
         None => {
-            for one in listen {
-                master.listen(one)?;
-            }
             master.prepare()?;
+            for one in listen {
+                let bound = master.listen(one, &signals);
+                // Told to stop while it waited for an address.
+                if let Phase::Stopping(exit) = master.phase {
+                    master.end(Some(exit));
+                    master.pid_file = None;
+                    master.leave_clients();
+                    return Ok(exit);
+                }
+                bound?;
+            }
         }
         Some(saved) => {
             let client = saved.client;
@@ -231,9 +248,6 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
             master.resumed(client, Instant::now());
         }
     }
-    master
-        .events
-        .add(&signals, Token::Signals.number(), Interest::Read)?;
     // Orphans of our workers come to us, and can be found; PID 1 gets them anyway.
     let _ = sys::become_subreaper();
     if !resumed {
@@ -286,6 +300,8 @@ impl Master {
             line: (0..plan.workers).collect(),
             given: Vec::new(),
             given_names: Vec::new(),
+            given_groups: Vec::new(),
+            resizing: None,
             own_paths: Vec::new(),
             sockets: Sockets::new(returned),
             supervisor: Supervisor::of_environment(),
@@ -322,9 +338,15 @@ impl Master {
         for id in ids {
             if let Some(shared) = self.sockets.get(id) {
                 let (fd, stored) = (Rc::clone(&shared.fd), shared.stored.clone());
-                let _ = self
-                    .events
-                    .add(&*fd, Token::Socket(id).number(), Interest::Nothing);
+                let group = shared.group.clone();
+                let group = group.filter(|_| !shared.ours);
+                let members = group.map(|group| group.all()).unwrap_or_default();
+                for fd in members.iter().chain([&fd]) {
+                    // One of the members is the first; to add it twice does nothing.
+                    let _ = self
+                        .events
+                        .add(&**fd, Token::Socket(id).number(), Interest::Nothing);
+                }
                 let _ = self.supervisor.keep(stored, &fd);
             }
             self.arm_socket(id, now);
@@ -351,20 +373,26 @@ impl Master {
         name: String,
         address: Address,
         fd: Rc<OwnedFd>,
+        group: Option<Rc<Group>>,
     ) -> Result<()> {
         if self.plan.node == Node::No {
             let number = self.given.len() as u64;
-            self.events
-                .add(&*fd, Token::Given(number).number(), Interest::Nothing)?;
+            let members = group.as_ref().map(|group| group.all()).unwrap_or_default();
+            for fd in members.iter().chain([&fd]) {
+                let _ = self
+                    .events
+                    .add(&**fd, Token::Given(number).number(), Interest::Nothing);
+            }
         }
         let stored = Spot::of(&address).name();
         self.supervisor.keep(stored, &fd);
         self.given.push((address, fd));
+        self.given_groups.push(group);
         self.given_names.push(name);
         Ok(())
     }
 
-    fn listen(&mut self, one: Listen) -> Result<()> {
+    fn listen(&mut self, one: Listen, signals: &Signals) -> Result<()> {
         let bound = matches!(one, Listen::Bind(..));
         let mut stored = None;
         let mut origin = Origin::Bound;
@@ -377,17 +405,10 @@ impl Master {
                         stored = name;
                         Ok(fd)
                     }
-                    None => socket::listen(&address, self.plan.rights, self.plan.backlog),
+                    None => self.bind(&address, signals),
                 };
-                let fd = made.map_err(|why| {
-                    let mut text = common::error::describe(&why);
-                    let holder = (why.kind() == std::io::ErrorKind::AddrInUse)
-                        .then(|| socket::holder_of(&address));
-                    if let Some((pid, command)) = holder.flatten() {
-                        text = format!("{text} (held by pid {pid}, {command})");
-                    }
-                    Error::new(&format!("bind {address}"), text)
-                })?;
+                let fd = made
+                    .map_err(|why| Error::new(&format!("bind {address}"), busy(&why, &address)))?;
                 let real = match (&address, socket::local_addr(&fd)) {
                     (Address::Tcp { host, port: 0 }, Ok(socket::LocalAddr::Inet(bound))) => {
                         Address::Tcp {
@@ -442,9 +463,69 @@ impl Master {
         }
         let fd = Rc::new(fd);
         self.supervisor.keep(stored, &fd);
+        let group = if bound {
+            self.group_of_given(&fd)
+                .doing(&format!("share {address} with SO_REUSEPORT"))?
+        } else {
+            None
+        };
         self.given.push((address, fd));
+        self.given_groups.push(group);
         self.given_names.push(name);
         Ok(())
+    }
+
+    /// Binds. An address in use is tried again until `--bind-retry` is over; signals and the control
+    /// socket are served meanwhile.
+    fn bind(&mut self, address: &Address, signals: &Signals) -> std::io::Result<OwnedFd> {
+        const AGAIN: Duration = Duration::from_millis(100);
+        let until = Instant::now() + self.plan.bind_retry;
+        let mut wakes: Vec<Wake> = Vec::new();
+        let mut said = false;
+        loop {
+            let why = match socket::listen(address, self.plan.rights, self.plan.backlog) {
+                Err(why) if why.kind() == std::io::ErrorKind::AddrInUse => why,
+                done => return done,
+            };
+            let now = Instant::now();
+            if now >= until {
+                return Err(why);
+            }
+            if !said {
+                said = true;
+                let fields = [
+                    ("address", address.to_string().into()),
+                    ("wait", self.plan.bind_retry.into()),
+                    ("error", busy(&why, address).into()),
+                ];
+                self.say(Level::Warning, events::BIND_WAITING, &fields);
+            }
+            self.drive_outputs();
+            self.events
+                .wait(Some(until.min(now + AGAIN)), &mut wakes)
+                .map_err(|why| std::io::Error::other(why.message))?;
+            let now = Instant::now();
+            let mut signalled = false;
+            for wake in &wakes {
+                // There are no workers yet, and nothing else that could come from them.
+                let token = Token::from_number(wake.token);
+                signalled |= token == Some(Token::Signals);
+                if token == Some(Token::Control) {
+                    self.on_door(now);
+                } else if let Some(Token::Client(id)) = token {
+                    self.on_client(id, *wake, now);
+                }
+            }
+            if let Some(control) = self.control.as_mut() {
+                control.expire(&self.events, now);
+            }
+            if signalled {
+                self.on_signals(signals, now);
+            }
+            if matches!(self.phase, Phase::Stopping(_)) {
+                return Err(why);
+            }
+        }
     }
 
     pub(crate) fn warn_of_somaxconn(&self, address: &str) {
@@ -581,19 +662,23 @@ impl Master {
     /// Child ends first, then stops, then reloads: a batch has no order of its own.
     fn on_signals(&mut self, signals: &Signals, now: Instant) {
         const CHLD: i32 = 17;
-        let mut batch: Vec<Received> = std::iter::from_fn(|| signals.next()).collect();
-        let rank = |signal: i32| match name(signal).as_str() {
-            "CHLD" => 0,
-            "QUIT" | "TERM" | "INT" => 1,
-            _ => 2,
-        };
-        batch.sort_by_key(|received| rank(received.signal));
+        let batch: Vec<Received> = std::iter::from_fn(|| signals.next()).collect();
         if batch.iter().any(|received| received.signal == CHLD) {
             self.reap(now);
         }
-        for received in batch {
-            match name(received.signal).as_str() {
-                "TERM" | "INT" => {
+        let hangup = if signals.hup_ignored() {
+            Hangup::Ignored
+        } else {
+            Hangup::Heard
+        };
+        let mut batch: Vec<(Received, Action)> = batch
+            .into_iter()
+            .map(|received| (received, self.plan.actions.of(received, hangup)))
+            .collect();
+        batch.sort_by_key(|(_, action)| action.rank());
+        for (received, action) in batch {
+            match action {
+                Action::Stop => {
                     self.say(
                         Level::Info,
                         events::STOP_REQUESTED,
@@ -605,25 +690,62 @@ impl Master {
                         self.stop(Exit::Ok, now);
                     }
                 }
-                "QUIT" => {
+                Action::Quit => {
+                    let name = name(received.signal);
                     self.say(
                         Level::Info,
                         events::STOP_REQUESTED,
-                        &[("signal", "QUIT".into())],
+                        &[("signal", name.clone().into())],
                     );
                     if !matches!(self.phase, Phase::Stopping(_)) {
                         self.stop(Exit::Ok, now);
                     }
-                    self.kill_all("QUIT", now);
+                    self.kill_all(&name, now);
                 }
-                "USR2" => drop(self.reload(now)),
-                "HUP" if !signals.hup_ignored() => drop(self.reload(now)),
-                "USR1" => self.status(now),
-                "TTIN" if matches!(received.sender, Sender::Process(_)) => self.add_worker(),
-                "TTOU" if matches!(received.sender, Sender::Process(_)) => self.remove_worker(now),
-                // Everything else, SIGCHLD and SIGWINCH among it, ends nobody.
-                _ => {}
+                Action::Reload => drop(self.reload(now)),
+                Action::Status => self.status(now),
+                Action::Add => drop(self.add_workers(1, now)),
+                Action::Remove => drop(self.remove_workers(1, now)),
+                Action::Forward(other) => self.forward(other.unwrap_or(received.signal)),
+                Action::Ignore => {}
             }
+        }
+    }
+
+    /// Passes a signal on to each worker's group. One that starts gets it when it is ready: before its
+    /// program has installed a handler, most signals would end it.
+    fn forward(&mut self, signal: i32) {
+        let mut count = 0usize;
+        for worker in self.workers.values_mut() {
+            match worker.state {
+                State::Starting => drop(worker.owed.insert(signal)),
+                State::Serving | State::Draining => {
+                    if crate::control::ENDING.contains(&signal) {
+                        worker.by.get_or_insert(By::Operator);
+                    }
+                    worker.child.signal_group(signal);
+                }
+                State::Aborting | State::Killing => continue,
+            }
+            count += 1;
+        }
+        self.say(
+            Level::Info,
+            events::SIGNAL_FORWARDED,
+            &[("signal", name(signal).into()), ("workers", count.into())],
+        );
+    }
+
+    /// What was passed on while the worker started.
+    pub(crate) fn send_owed(&mut self, id: u64) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        for signal in std::mem::take(&mut worker.owed) {
+            if crate::control::ENDING.contains(&signal) {
+                worker.by.get_or_insert(By::Operator);
+            }
+            worker.child.signal_group(signal);
         }
     }
 
@@ -657,6 +779,7 @@ impl Master {
             self.on_probe(now);
         }
         self.on_watchdog(now);
+        self.resize(now);
         self.on_workers_time(now);
         self.hand_over_all(now);
         if let Some(control) = self.control.as_mut() {
@@ -708,6 +831,7 @@ impl Master {
             .chain(sockets)
             .chain(leftovers)
             .chain(reload)
+            .chain(self.resize_deadline(now))
             .chain(self.probe.as_ref().map(|probe| probe.deadline))
             .chain(self.upgrade.as_ref().map(|upgrade| upgrade.deadline))
             .chain(self.control.as_ref().and_then(Server::deadline))
@@ -923,6 +1047,7 @@ impl Master {
     /// The last answers: when they are read, everything of ours is free for the next master.
     fn leave_clients(&mut self) {
         self.given.clear();
+        self.given_groups.clear();
         self.sockets = Sockets::default();
         if let Some(control) = self.control.as_mut() {
             control.unlink();
@@ -969,6 +1094,16 @@ impl Master {
                 child::reap_stranger(pid);
             }
         }
+    }
+}
+
+/// Why an address cannot be had, and who has it.
+fn busy(why: &std::io::Error, address: &Address) -> String {
+    let text = common::error::describe(why);
+    let in_use = why.kind() == std::io::ErrorKind::AddrInUse;
+    match in_use.then(|| socket::holder_of(address)).flatten() {
+        Some((pid, command)) => format!("{text} (held by pid {pid}, {command})"),
+        None => text,
     }
 }
 

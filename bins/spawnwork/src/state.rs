@@ -7,6 +7,7 @@ use crate::node::channel::{Channel, SavedChannel};
 use crate::node::sockets::{SavedSockets, Sockets};
 use crate::output::{Stream, Which};
 use crate::run::{Leftover, Master, Phase, Token};
+use crate::slots::{Group, SavedGroup};
 use crate::status::{Frozen, Reloads};
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{Child, Peer};
@@ -15,7 +16,7 @@ use common::exit::End;
 use common::lines::LastLines;
 use common::wait::Interest;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -244,6 +245,7 @@ struct SavedWorker {
     ready_fd: Option<RawFd>,
     held: bool,
     cut_off: bool,
+    owed: BTreeSet<i32>,
     last: Vec<String>,
     streams: usize,
 }
@@ -266,6 +268,7 @@ struct SavedGiven {
     name: String,
     address: String,
     fd: RawFd,
+    group: Option<SavedGroup>,
 }
 
 impl Saved {
@@ -383,6 +386,7 @@ impl Master {
             ready_fd: worker.ready_fd.as_ref().map(|fd| open.keep(fd)),
             held: worker.held,
             cut_off: worker.cut_off,
+            owed: worker.owed.clone(),
             last: crate::deaths::spoken(&worker.last),
             streams: worker.streams,
         });
@@ -397,10 +401,12 @@ impl Master {
             .given
             .iter()
             .zip(&self.given_names)
-            .map(|((address, fd), name)| SavedGiven {
+            .zip(&self.given_groups)
+            .map(|(((address, fd), name), group)| SavedGiven {
                 name: name.clone(),
                 address: address.to_string(),
                 fd: open.keep(&**fd),
+                group: group.as_ref().map(|group| group.save(open)),
             });
         let given = given.collect();
         let outputs = std::array::from_fn(|index| {
@@ -502,13 +508,27 @@ impl Master {
                 (path.text().into(), identity)
             })
             .collect();
-        for one in &saved.given {
+        for one in saved.given {
             let address = common::cli::address(&one.address)
                 .map_err(|why| Error::new("take the state over", why))?;
             let fd = taken.shared(one.fd)?;
-            self.take_given(one.name.clone(), address, fd)?;
+            let group = match one.group {
+                Some(group) => Some(Rc::new(Group::restore(
+                    group,
+                    self.plan.backlog,
+                    &mut taken,
+                )?)),
+                None => None,
+            };
+            self.take_given(one.name, address, fd, group)?;
         }
-        self.sockets = Sockets::restore(saved.sockets, &mut taken)?;
+        self.sockets = Sockets::restore(saved.sockets, self.plan.backlog, &mut taken)?;
+        // One group for a socket of --listen, whoever asks for it.
+        for (_, shared) in self.sockets.iter_mut().filter(|(_, shared)| shared.ours) {
+            let given = self.given.iter().zip(&self.given_groups);
+            let found = given.filter(|((_, fd), _)| Rc::ptr_eq(fd, &shared.fd));
+            shared.group = found.filter_map(|(_, group)| group.clone()).next();
+        }
         self.notify = match saved.notify {
             Some((fd, name)) => Some(crate::notify::Notify::again(taken.own(fd)?, name)),
             None => None,
@@ -619,6 +639,7 @@ impl Master {
                 check: (None, now),
                 held: one.held,
                 cut_off: one.cut_off,
+                owed: one.owed,
                 last,
                 streams: one.streams,
             };

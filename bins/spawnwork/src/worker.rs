@@ -69,6 +69,8 @@ pub struct Worker {
     pub oom_kills: Option<u64>,
     /// It never had the slot that it was made for, and will not.
     pub aborted: bool,
+    /// Signals to be passed on to it once it is ready: before that it may not handle them yet.
+    pub owed: std::collections::BTreeSet<i32>,
     /// Node's channel.
     pub channel: Option<Channel>,
     /// Something came through the channel at some time.

@@ -2,6 +2,7 @@
 
 use super::balance::Turns;
 use super::message::{HandleType, Query, Wanted};
+use crate::slots::{Group, SavedGroup};
 use crate::state::{Hex, Open, Taken};
 use crate::store::{Origin, Returned, Spot};
 use common::socket::{self, Address, UnixRights};
@@ -41,6 +42,8 @@ pub struct Shared {
     pub stored: Option<String>,
     /// Whether it came from there.
     pub origin: Origin,
+    /// The sockets of the slots.
+    pub group: Option<Rc<Group>>,
     wanted: Wanted,
     index: i64,
     path: Option<(PathBuf, common::file::Identity)>,
@@ -216,6 +219,7 @@ impl Sockets {
                     None => Origin::Bound,
                 },
                 stored: stored.or_else(|| spot(query).filter(|_| address.is_none())?.name()),
+                group: None,
                 wanted: query.wanted.clone(),
                 index: query.index,
                 path,
@@ -324,6 +328,7 @@ struct SavedShared {
     made_by: u32,
     hand_over: Option<SavedHandOver>,
     stored: Option<String>,
+    group: Option<SavedGroup>,
     wanted: Wanted,
     index: i64,
     path: Option<(Hex, u64, u64)>,
@@ -360,6 +365,11 @@ impl Sockets {
                     .collect(),
             }),
             stored: shared.stored.clone(),
+            group: shared
+                .group
+                .as_ref()
+                .filter(|_| !shared.ours)
+                .map(|group| group.save(open)),
             wanted: shared.wanted.clone(),
             index: shared.index,
             path: shared
@@ -377,7 +387,11 @@ impl Sockets {
     ///
     /// # Errors
     /// A descriptor is not open.
-    pub fn restore(saved: SavedSockets, taken: &mut Taken) -> common::error::Result<Sockets> {
+    pub fn restore(
+        saved: SavedSockets,
+        backlog: i32,
+        taken: &mut Taken,
+    ) -> common::error::Result<Sockets> {
         let mut sockets = Sockets {
             last: saved.last,
             ..Sockets::default()
@@ -403,6 +417,10 @@ impl Sockets {
                     Some(hand_over)
                 }
             };
+            let group = match one.group {
+                Some(group) => Some(Rc::new(Group::restore(group, backlog, taken)?)),
+                None => None,
+            };
             let shared = Shared {
                 key: one.key,
                 fd: taken.shared(one.fd)?,
@@ -420,6 +438,7 @@ impl Sockets {
                 hand_over,
                 stored: one.stored,
                 origin: Origin::Bound,
+                group,
                 wanted: one.wanted,
                 index: one.index,
                 path: one.path.map(|(path, dev, ino)| {
