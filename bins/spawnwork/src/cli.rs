@@ -208,6 +208,15 @@ pub struct Cli {
     /// Workers must send WATCHDOG=1 so often
     #[arg(long, value_name = "D", env = "SPAWNWORK_WATCHDOG", hide_env = true, help_heading = "Stop and respawn", value_parser = duration)]
     pub watchdog: Option<Duration>,
+    /// Replace a worker that is larger
+    #[arg(long, value_name = "SIZE", env = "SPAWNWORK_MAX_RSS", hide_env = true, help_heading = "Stop and respawn", value_parser = max_rss)]
+    pub max_rss: Option<u64>,
+    /// Replace a worker that is older
+    #[arg(long, value_name = "D", env = "SPAWNWORK_MAX_LIFETIME", hide_env = true, help_heading = "Stop and respawn", value_parser = max_lifetime)]
+    pub max_lifetime: Option<Duration>,
+    /// By so much later, at random
+    #[arg(long, value_name = "P%", env = "SPAWNWORK_JITTER", hide_env = true, help_heading = "Stop and respawn", value_parser = percent, default_value = "10%")]
+    pub jitter: u32,
     /// Over it: hold or exit
     #[arg(
         long,
@@ -472,6 +481,29 @@ fn surge(text: &str) -> Result<Surge, String> {
             _ => Err(wrong()),
         },
         None => text.parse::<usize>().map(Surge::Count).map_err(|_| wrong()),
+    }
+}
+
+fn max_rss(text: &str) -> Result<u64, String> {
+    match common::cli::size(text)? {
+        0 => Err("nobody has no memory; 512M would do".to_owned()),
+        size => Ok(size),
+    }
+}
+
+fn max_lifetime(text: &str) -> Result<Duration, String> {
+    let length = duration(text)?;
+    if length.is_zero() {
+        return Err("nobody lives for no time; 1h would do".to_owned());
+    }
+    Ok(length)
+}
+
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<u32>();
+    match number {
+        Ok(percent) if percent <= 100 => Ok(percent),
+        _ => Err("a share from 0% to 100% would do".to_owned()),
     }
 }
 

@@ -62,6 +62,8 @@ pub enum Request {
     Remove(usize),
     /// `workers N`
     Workers(usize),
+    /// `restart ID|all`
+    Restart(Whom),
     /// `signal SIG [ID|all]`
     Signal(i32, Whom),
     /// `clear`
@@ -86,6 +88,7 @@ quit [nowait]          end at once
 add [N]                N workers more (1)
 remove [N]             N workers fewer (1)
 workers N              so many workers
+restart ID|all         a new worker of the same generation in one slot or in all
 signal SIG [ID|all]    a signal to one worker's group or to all
 clear                  forget the failed deploy and the deaths counted against slots
 events                 each event as it happens
@@ -127,6 +130,7 @@ impl Request {
             ("remove", []) => Some(Request::Remove(1)),
             ("remove", [text]) => Some(Request::Remove(count(text)?)),
             ("workers", [text]) => Some(Request::Workers(count(text)?)),
+            ("restart", [target]) => Some(Request::Restart(whom(target)?)),
             ("signal", [text]) => Some(Request::Signal(common::cli::signal(text)?, Whom::All)),
             ("signal", [text, target]) => {
                 Some(Request::Signal(common::cli::signal(text)?, whom(target)?))
@@ -159,6 +163,8 @@ pub enum Awaited {
     Generation(u32),
     /// That of the reload that begins when the present one has ended.
     Queued,
+    /// The end of the restarts that were asked for.
+    Restart,
     /// Our end.
     End,
 }
@@ -282,6 +288,27 @@ impl Master {
                 let resized = self.set_workers(count, now);
                 self.answer_resized(client, resized, now);
             }
+            Request::Restart(whom) => {
+                let count = self.slots.len();
+                let (from, to) = match whom {
+                    Whom::All => (0, count),
+                    Whom::Slot(slot) => (slot, slot + 1),
+                };
+                let why = match self.phase {
+                    _ if to > count => Some(format!("there is no slot {from}")),
+                    Phase::Running => None,
+                    Phase::Initial => Some("the first generation is still starting".to_owned()),
+                    Phase::Reloading(_) => Some("a reload is under way".to_owned()),
+                    Phase::Stopping(_) => Some("we are stopping".to_owned()),
+                };
+                match why {
+                    Some(why) => self.answer(client, &Reply::Err(Exit::No.code(), why), now),
+                    None => {
+                        self.await_result(client, Awaited::Restart);
+                        self.restart(from..to, now);
+                    }
+                }
+            }
             Request::Signal(signal, whom) => {
                 let ids: Vec<u64> = self
                     .slots
@@ -395,6 +422,17 @@ impl Master {
             for line in words {
                 self.tell(waiting.client, &format!("stderr {line}"), now);
             }
+            self.answer(waiting.client, reply, now);
+        }
+    }
+
+    /// The restarts that were asked for are over.
+    pub(crate) fn restarts_ended(&mut self, reply: &Reply, now: Instant) {
+        let (done, others): (Vec<Waiting>, Vec<Waiting>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.what == Awaited::Restart);
+        self.waiting = others;
+        for waiting in done {
             self.answer(waiting.client, reply, now);
         }
     }

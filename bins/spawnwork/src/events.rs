@@ -12,6 +12,10 @@ pub const WORKER_EXITED: &str = "worker-exited";
 pub const WORKER_FAILED: &str = "worker-failed";
 /// A slot waits before its next start.
 pub const WORKER_BACKOFF: &str = "worker-backoff";
+/// A worker was replaced by another one of its generation.
+pub const WORKER_RECYCLED: &str = "worker-recycled";
+/// Its replacement did not come, and it stays.
+pub const RECYCLE_FAILED: &str = "recycle-failed";
 /// A slot is over its respawn limit.
 pub const WORKER_HELD: &str = "worker-held";
 /// A worker was asked to stop.

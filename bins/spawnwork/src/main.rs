@@ -19,6 +19,7 @@ mod plan;
 mod pool;
 mod primary;
 mod probe;
+mod recycle;
 mod reexec;
 mod reload;
 mod resize;

@@ -147,6 +147,12 @@ pub struct Plan {
     pub respawn: respawn::Policy,
     /// `--watchdog`; `None`: off.
     pub watchdog: Option<Duration>,
+    /// `--max-rss`, in bytes.
+    pub max_rss: Option<u64>,
+    /// `--max-lifetime`
+    pub max_lifetime: Option<Duration>,
+    /// `--jitter`, in per cent.
+    pub jitter: u32,
     /// `--on-limit`
     pub on_limit: OnLimit,
     /// stdout of workers goes through us.
@@ -316,6 +322,9 @@ impl Plan {
                 max,
             },
             watchdog: cli.watchdog.filter(|length| !length.is_zero()),
+            max_rss: cli.max_rss,
+            max_lifetime: cli.max_lifetime,
+            jitter: cli.jitter,
             on_limit: cli.on_limit,
             pipe_stdout: match cli.output {
                 Some(how) => how == OutputArg::Lines,

@@ -403,6 +403,9 @@ impl Master {
                 child,
                 state: State::Starting,
                 started,
+                lifetime: self.plan.max_lifetime.map(|length| {
+                    common::time::jittered(length, self.plan.jitter, common::time::random())
+                }),
                 ready_by: started + self.plan.ready_timeout,
                 ready_at: None,
                 kill_at: None,
@@ -498,6 +501,9 @@ impl Master {
                 let all = self.slots.len();
                 self.progress(generation, &format!("{ready}/{all} ready"), now);
             }
+        }
+        if is_next && self.recycling.replaces(slot) {
+            self.recycled(slot, now);
         }
         self.send_owed(id);
         self.first_generation_serves(now);
@@ -647,7 +653,17 @@ impl Master {
         });
         let words = deaths::spoken(&worker.last);
 
-        if was_next && (!expected || worker.cause.is_some()) {
+        if self.recycling.replaces(slot) && (was_next || was_current) {
+            if was_next {
+                if !expected || worker.cause.is_some() {
+                    let pid = worker.child.pid();
+                    self.recycle_failed(&format!("worker {slot} (pid {pid}) {why}"), now);
+                }
+            } else {
+                // It did not wait for its replacement, which has the slot by that.
+                self.recycled(slot, now);
+            }
+        } else if was_next && (!expected || worker.cause.is_some()) {
             self.reload_failed(
                 &format!("worker {slot} (pid {}) {why}", worker.child.pid()),
                 words,
@@ -706,6 +722,7 @@ impl Master {
         let Some((_, old)) = self.trial.take() else {
             return;
         };
+        self.drop_recycle("the generation is taken back", now);
         let bad = self.generation.number;
         let error = format!(
             "more than half of its workers died within {} of the switch; generation {} comes back",
@@ -981,6 +998,7 @@ impl Master {
         if let Phase::Reloading(reloading) = &self.phase {
             reloading.check.iter().for_each(|check| check.abandon());
         }
+        self.drop_recycle("we are stopping", now);
         self.drop_probe();
         self.upgrade
             .iter()
@@ -1027,6 +1045,7 @@ impl Master {
             }
         };
         self.last_generation += 1;
+        self.drop_recycle("a reload has begun", now);
         let old = match std::mem::replace(&mut self.phase, Phase::Running) {
             Phase::Reloading(reloading) => {
                 self.say(
@@ -1106,7 +1125,7 @@ impl Master {
     }
 
     /// Asks a worker to go that has no client and never will.
-    fn call_off(&mut self, id: u64, now: Instant) {
+    pub(crate) fn call_off(&mut self, id: u64, now: Instant) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -1191,6 +1210,15 @@ impl Master {
                 self.start_next(slot, &target, now);
             }
         }
+    }
+
+    /// The worker that is to take another's place: known code, which accepts as soon as it listens.
+    pub(crate) fn start_replacement(
+        &mut self,
+        slot: usize,
+        generation: &Rc<Generation>,
+    ) -> Result<u64> {
+        self.start_worker(slot, generation, Beginning::Open)
     }
 
     fn start_next(&mut self, slot: usize, target: &Rc<Generation>, now: Instant) {

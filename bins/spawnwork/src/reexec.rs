@@ -131,6 +131,9 @@ impl Master {
     fn not_now(&self) -> Option<&'static str> {
         match self.phase {
             Phase::Running if self.upgrade.is_some() => Some("one is under way"),
+            Phase::Running if self.slots.iter().any(|slot| slot.next.is_some()) => {
+                Some("a worker is being replaced")
+            }
             Phase::Running if self.resizing.is_some() => Some("slots that go are emptied"),
             Phase::Running => None,
             Phase::Initial => Some("the first generation is still starting"),

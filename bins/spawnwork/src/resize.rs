@@ -146,6 +146,9 @@ impl Master {
             }
         }
         self.resizing = None;
+        if wanted < present {
+            self.drop_recycle("there will be fewer workers", now);
+        }
         while self.slots.len() > wanted {
             if let Some(slot) = self.slots.pop() {
                 slot.current.into_iter().for_each(|id| self.leave(id, now));

@@ -13,6 +13,7 @@ use crate::output::{self, Output, Readout, Stream, Which};
 use crate::plan::{Listen, Node, Plan, Readiness};
 use crate::pool::Reloading;
 use crate::probe::Probe;
+use crate::recycle::Recycling;
 use crate::reexec::Upgrade;
 use crate::reload::Trial;
 use crate::resize::Resizing;
@@ -154,6 +155,7 @@ pub struct Master {
     pub(crate) reloads: Reloads,
     pub(crate) deaths: BTreeMap<By, u64>,
     pub(crate) probe: Option<Probe>,
+    pub(crate) recycling: Recycling,
     pub(crate) pid_file: Option<PidFile>,
     pub(crate) control: Option<Server>,
     /// The new program looks at our state.
@@ -291,6 +293,7 @@ impl Master {
             reloads: Reloads::default(),
             deaths: BTreeMap::new(),
             probe: None,
+            recycling: Recycling::default(),
             pid_file,
             control,
             upgrade: None,
@@ -781,6 +784,7 @@ impl Master {
         self.on_watchdog(now);
         self.resize(now);
         self.on_workers_time(now);
+        self.recycle(now);
         self.hand_over_all(now);
         if let Some(control) = self.control.as_mut() {
             control.expire(&self.events, now);
@@ -832,6 +836,7 @@ impl Master {
             .chain(leftovers)
             .chain(reload)
             .chain(self.resize_deadline(now))
+            .chain(self.recycle_deadline())
             .chain(self.probe.as_ref().map(|probe| probe.deadline))
             .chain(self.upgrade.as_ref().map(|upgrade| upgrade.deadline))
             .chain(self.control.as_ref().and_then(Server::deadline))

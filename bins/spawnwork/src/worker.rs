@@ -55,6 +55,8 @@ pub struct Worker {
     pub state: State,
     /// When it was forked.
     pub started: Instant,
+    /// How long it may live, its own jitter included.
+    pub lifetime: Option<Duration>,
     /// Not ready by then is failed.
     pub ready_by: Instant,
     /// When it became ready.
