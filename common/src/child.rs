@@ -271,15 +271,29 @@ pub fn oom_kills() -> Option<u64> {
     })
 }
 
-/// What a process left behind: members of its group, and orphans that came to us, the subreaper, and
-/// whose environment holds all of `marks`. Each is held by a pidfd, and looked at again after that.
-pub fn leftovers(group: i32, marks: &[String], known: impl Fn(i32) -> bool) -> Vec<Peer> {
+/// What to look for after a process has ended.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// The process group that it led.
+    pub group: i32,
+    /// What the environment of its descendants holds.
+    pub marks: Vec<String>,
+}
+
+/// What processes left behind, in one look through all of them: members of their groups, and orphans that
+/// came to us, the subreaper, and whose environment holds all marks of one. Each is held by a pidfd, and
+/// looked at again after that.
+pub fn leftovers(traces: &[Trace], known: impl Fn(i32) -> bool) -> Vec<Peer> {
     let own = std::process::id() as i32;
     let wanted = |pid: i32| {
         stat(pid).is_some_and(|stat| {
-            stat.state != b'Z'
-                && !known(pid)
-                && (stat.group == group || (stat.parent == own && environment_has(pid, marks)))
+            let in_group = || traces.iter().any(|trace| trace.group == stat.group);
+            let marked = || {
+                stat.parent == own
+                    && environment(pid)
+                        .is_some_and(|all| traces.iter().any(|trace| has_all(&all, &trace.marks)))
+            };
+            stat.state != b'Z' && !known(pid) && (in_group() || marked())
         })
     };
     let Ok(entries) = std::fs::read_dir("/proc") else {
@@ -295,11 +309,13 @@ pub fn leftovers(group: i32, marks: &[String], known: impl Fn(i32) -> bool) -> V
         .collect()
 }
 
-fn environment_has(pid: i32, marks: &[String]) -> bool {
-    let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else {
-        return false;
-    };
-    marks.iter().all(|mark| {
+fn environment(pid: i32) -> Option<Vec<u8>> {
+    std::fs::read(format!("/proc/{pid}/environ")).ok()
+}
+
+fn has_all(environment: &[u8], marks: &[String]) -> bool {
+    let mut pairs = marks.iter();
+    pairs.all(|mark| {
         environment
             .split(|byte| *byte == 0)
             .any(|pair| pair == mark.as_bytes())

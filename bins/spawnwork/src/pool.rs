@@ -700,7 +700,8 @@ impl Master {
         if let Some(next) = next.and_then(|id| self.workers.get(&id)) {
             next.child.let_execute(EXEC);
         }
-        self.sweep(worker, now);
+        // Many may end at once: one look for all of them follows.
+        self.dead.push(worker);
         self.drop_sockets();
         self.close_removed();
     }
@@ -903,12 +904,17 @@ impl Master {
         }
     }
 
-    /// What the worker left behind in its group, or as orphans, gets TERM, and KILL when it is time.
-    /// The group's number is safe as long as its leader is not reaped, which comes last.
-    fn sweep(&mut self, worker: Worker, now: Instant) {
-        let known: Vec<i32> = self
+    /// What workers that have ended left behind in their groups, or as orphans, gets TERM, and KILL when it
+    /// is time. A group's number is safe as long as its leader is not reaped, which comes last.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        let dead = std::mem::take(&mut self.dead);
+        if dead.is_empty() {
+            return;
+        }
+        let known: BTreeSet<i32> = self
             .workers
             .values()
+            .chain(&dead)
             .flat_map(|worker| {
                 [
                     Some(worker.child.pid()),
@@ -917,12 +923,16 @@ impl Master {
             })
             .flatten()
             .collect();
-        let marks = [
-            format!("SPAWNWORK_PID={}", std::process::id()),
-            format!("WORKER_ID={}", worker.slot),
-            format!("SPAWNWORK_GENERATION={}", worker.generation.number),
-        ];
-        let peers = child::leftovers(worker.child.pid(), &marks, |pid| known.contains(&pid));
+        let trace = |worker: &Worker| child::Trace {
+            group: worker.child.pid(),
+            marks: vec![
+                format!("SPAWNWORK_PID={}", std::process::id()),
+                format!("WORKER_ID={}", worker.slot),
+                format!("SPAWNWORK_GENERATION={}", worker.generation.number),
+            ],
+        };
+        let traces: Vec<child::Trace> = dead.iter().map(trace).collect();
+        let peers = child::leftovers(&traces, |pid| known.contains(&pid));
         if !peers.is_empty() {
             for peer in &peers {
                 peer.signal(TERM);
@@ -933,7 +943,9 @@ impl Master {
                 kill_at: now + self.plan.stop_timeout,
             });
         }
-        let _ = worker.child.reap();
+        for worker in dead {
+            let _ = worker.child.reap();
+        }
     }
 
     // ---- stop ----

@@ -181,6 +181,8 @@ pub struct Master {
     pub(crate) rendezvous: Option<Rendezvous>,
     pub(crate) preload: Option<Preload>,
     pub(crate) leftovers: Vec<Leftover>,
+    /// Workers that have ended and are not reaped.
+    pub(crate) dead: Vec<Worker>,
     pub(crate) null: OwnedFd,
     pub(crate) started: Instant,
     pub(crate) ever_ready: bool,
@@ -316,6 +318,7 @@ impl Master {
             rendezvous: None,
             preload: None,
             leftovers: Vec::new(),
+            dead: Vec::new(),
             null: std::fs::OpenOptions::new()
                 .read(true)
                 .open("/dev/null")
@@ -1063,16 +1066,27 @@ impl Master {
         }
     }
 
+    fn id_of(&self, pid: i32) -> Option<u64> {
+        let mut workers = self.workers.values();
+        let found = workers.find(|worker| worker.child.pid() == pid);
+        found.map(|worker| worker.id)
+    }
+
     /// Every child that has ended.
     fn reap(&mut self, now: Instant) {
+        let ended: Vec<u64> = self
+            .workers
+            .values()
+            .filter(|worker| worker.child.ended().is_some())
+            .map(|worker| worker.id)
+            .collect();
+        ended.into_iter().for_each(|id| self.on_worker_end(id, now));
+        self.sweep(now);
         while let Some(pid) = child::next_ended() {
-            if let Some(id) = self
-                .workers
-                .values()
-                .find(|worker| worker.child.pid() == pid)
-                .map(|worker| worker.id)
-            {
+            if let Some(id) = self.id_of(pid) {
+                // Since we looked.
                 self.on_worker_end(id, now);
+                self.sweep(now);
             } else if let Some(worker) = self.workers.values_mut().find(|worker| {
                 worker
                     .check
