@@ -364,6 +364,25 @@ pub fn adopt(fd: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// What becomes of a descriptor when this process executes another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExec {
+    /// It is closed.
+    Closed,
+    /// The other program has it, under the same number.
+    Kept,
+}
+
+/// FD_CLOEXEC of an open descriptor, by its number; one that is not open is left alone.
+pub fn set_on_exec(fd: RawFd, what: OnExec) {
+    let flags = match what {
+        OnExec::Closed => libc::FD_CLOEXEC,
+        OnExec::Kept => 0,
+    };
+    // SAFETY: fcntl(2) with integers; it owns and closes nothing.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, flags) };
+}
+
 /// A descriptor number as borrowed, for the three standard ones.
 #[must_use]
 pub fn standard(fd: RawFd) -> BorrowedFd<'static> {

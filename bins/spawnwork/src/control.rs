@@ -497,6 +497,9 @@ impl Master {
 
     /// An event for those who listen to all of them, whatever the log leaves out.
     pub(crate) fn publish(&mut self, level: Level, event: &str, fields: &[(&str, Value)]) {
+        if let Some(control) = &self.control {
+            self.subscribers.retain(|client| control.has(*client));
+        }
         if self.subscribers.is_empty() {
             return;
         }

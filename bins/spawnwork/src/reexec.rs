@@ -9,13 +9,12 @@ use common::control::Reply;
 use common::error::{Doing, Error, Result};
 use common::event::Level;
 use common::exit::{End, Exit};
-use common::sys::Image;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use common::sys::{Image, OnExec, set_on_exec};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -252,17 +251,12 @@ impl Master {
             .map(|word| text(word.as_bytes()))
             .collect::<Result<Vec<_>>>()?;
         let environment = environment(Some(state.as_raw_fd()))?;
-        handed_down(&numbers, FdFlag::empty());
+        let set = |what| {
+            numbers.iter().for_each(|number| set_on_exec(*number, what));
+        };
+        set(OnExec::Kept);
         let why = nix::unistd::execve(&path, &arguments, &environment);
-        handed_down(&numbers, FdFlag::FD_CLOEXEC);
+        set(OnExec::Closed);
         why.doing(&format!("execute {}", program.display()))
-    }
-}
-
-fn handed_down(numbers: &[RawFd], flags: FdFlag) {
-    for number in numbers {
-        let fd: BorrowedFd<'static> = common::sys::standard(*number);
-        // Each is open: it is held by somebody in this process.
-        let _ = fcntl(fd, FcntlArg::F_SETFD(flags));
     }
 }
