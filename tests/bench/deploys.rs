@@ -124,7 +124,7 @@ fn masters() -> Vec<Master> {
 }
 
 const NODE: &str = "EARLY\nrequire('http').createServer((q, r) => r.end(`hello ${process.pid} VERSION\\n`)).listen(Number(process.env.PORT), '127.0.0.1', () => { LATE });\n";
-const WSGI: &str = "import os, threading, time\nEARLY\nLATE\ndef app(environ, start):\n    body = b'hello %d VERSION\\n' % os.getpid()\n    start('200 OK', [('Content-Length', str(len(body)))])\n    return [body]\n";
+const WSGI: &str = "import os, threading, time\nEARLY\nLATE\ndef app(environ, start):\n    body = b'hello %d VERSION\\n' % os.getpid()\n    start('200 OK', [('Content-Length', str(len(body))), ('Connection', 'close')])\n    return [body]\n";
 const SERVER: &str = r#"import http.server, os, signal, socket, threading, time
 EARLY
 leaving = False
@@ -312,15 +312,20 @@ impl<'a> Running<'a> {
         self.pid = child.id() as i32;
         let end = Instant::now() + START;
         while Instant::now() < end {
+            // An orphan of the one before may answer, and this one be at its end already.
+            if matches!(child.try_wait(), Ok(Some(status)) if !status.success()) {
+                return false;
+            }
             if ask(self.port, &mut None, false).is_some() {
                 if let Ok(pid) = fs::read_to_string(self.dir.path().join("pid")) {
                     self.pid = pid.trim().parse().unwrap();
                     let _ = child.wait();
                 }
                 self.child = Some(child);
-                // All workers, not only the first.
+                // All workers, not only the first; and not only an orphan of the one before.
                 std::thread::sleep(Duration::from_secs(1));
-                return true;
+                let child = self.child.as_mut().unwrap();
+                return !matches!(child.try_wait(), Ok(Some(status)) if !status.success());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -442,7 +447,7 @@ fn killed(master: &Master) -> String {
     let again = running.launch();
     over.store(true, Ordering::Relaxed);
     let seen = clients.join().unwrap();
-    let again = if again { "answers" } else { "does not answer" };
+    let again = if again { "runs" } else { "ends" };
     format!(
         "{} of {} failed; {left} processes left after 3 s; started again: {again}",
         seen.failed, seen.requests
