@@ -1,6 +1,7 @@
 //! spawnwork: run N workers of a program on shared sockets, and never drop a request.
 #![forbid(unsafe_code)]
 
+mod adopt;
 mod ask;
 mod check;
 mod cli;
@@ -9,6 +10,7 @@ mod cpus;
 mod deaths;
 mod events;
 mod launch;
+mod lifeline;
 mod node;
 mod notify;
 mod output;

@@ -306,7 +306,13 @@ impl Stream {
     /// EMFILE.
     pub fn open(which: Which, worker: u64) -> io::Result<(Stream, OwnedFd)> {
         let (fd, writer) = child::output_pipe()?;
-        let stream = Stream {
+        Ok((Stream::of(fd, which, worker), writer))
+    }
+
+    /// The stream of a pipe that is there already.
+    #[must_use]
+    pub fn of(fd: OwnedFd, which: Which, worker: u64) -> Stream {
+        Stream {
             fd,
             lines: Lines::new(LONGEST),
             pace: Pace::new(),
@@ -316,8 +322,7 @@ impl Stream {
             worker,
             last: false,
             pause: None,
-        };
-        Ok((stream, writer))
+        }
     }
 
     /// What stands before each line: known when the worker's pid is.

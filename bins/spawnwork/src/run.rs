@@ -1,9 +1,12 @@
 //! The loop: what happened -> what follows.
 
+use crate::adopt::Orphans;
+use crate::cli::OrphansArg;
 use crate::control::{self, Waiting};
 use crate::deaths::By;
 use crate::events;
 use crate::launch::Generation;
+use crate::lifeline::Lifeline;
 use crate::node::preload::Preload;
 use crate::node::shim::Rendezvous;
 use crate::node::sockets::Sockets;
@@ -165,6 +168,9 @@ pub struct Master {
     pub(crate) rendezvous: Option<Rendezvous>,
     pub(crate) preload: Option<Preload>,
     pub(crate) leftovers: Vec<Leftover>,
+    /// The workers of a dead master.
+    pub(crate) orphans: Orphans,
+    pub(crate) lifeline: Option<Lifeline>,
     pub(crate) null: OwnedFd,
     pub(crate) started: Instant,
     pub(crate) ever_ready: bool,
@@ -229,6 +235,8 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
         rendezvous: None,
         preload: None,
         leftovers: Vec::new(),
+        orphans: Orphans::default(),
+        lifeline: None,
         null: std::fs::OpenOptions::new()
             .read(true)
             .open("/dev/null")
@@ -245,10 +253,14 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
     if master.plan.pipe_stdout && !master.one_output {
         master.outputs[0] = Some(Output::open(1));
     }
+    if let Some(exit) = master.adopt(&signals) {
+        return Ok(exit);
+    }
     for one in listen {
         master.listen(one)?;
     }
     master.prepare()?;
+    master.read_orphans(Instant::now());
     master
         .events
         .add(&signals, Token::Signals.number(), Interest::Read)?;
@@ -283,7 +295,13 @@ impl Master {
                         stored = name;
                         Ok(fd)
                     }
-                    None => socket::listen(&address, self.plan.rights, self.plan.backlog),
+                    None => match self.take_from_orphans(&address) {
+                        Some(fd) => {
+                            origin = Origin::Adopted;
+                            Ok(fd)
+                        }
+                        None => socket::listen(&address, self.plan.rights, self.plan.backlog),
+                    },
                 };
                 let fd = made.map_err(|why| {
                     let mut text = common::error::describe(&why);
@@ -338,7 +356,8 @@ impl Master {
         self.say_listens(origin, address.to_string());
         // A plain program expects accept(2) to wait; node sets O_NONBLOCK itself, and we need it for
         // round-robin. An inherited socket stays as it was: others may share it.
-        if bound && self.plan.node == Node::No {
+        // One that orphans accept from stays as it is, too: they rely on how they set it.
+        if bound && origin != Origin::Adopted && self.plan.node == Node::No {
             socket::set_blocking(&fd).doing(&format!("make {address} blocking"))?;
         }
         if self.plan.node == Node::No {
@@ -395,6 +414,9 @@ impl Master {
         if self.plan.node != Node::No && self.plan.preload {
             self.preload = Some(Preload::write()?);
         }
+        if self.plan.orphans == OrphansArg::Die {
+            self.lifeline = Some(Lifeline::open()?);
+        }
         for which in [Which::Out, Which::Err] {
             if let Some(fd) = self.outputs[which as usize]
                 .as_ref()
@@ -416,7 +438,11 @@ impl Master {
             self.on_time(now);
             self.tell_supervisor(now);
             match self.phase {
-                Phase::Stopping(exit) if self.workers.is_empty() && self.leftovers.is_empty() => {
+                Phase::Stopping(exit)
+                    if self.workers.is_empty()
+                        && self.leftovers.is_empty()
+                        && self.orphans.gone() =>
+                {
                     return Ok(exit);
                 }
                 Phase::Stopping(_) | Phase::Initial | Phase::Running | Phase::Reloading(_) => {}
@@ -535,6 +561,7 @@ impl Master {
             leftover.peers.retain(Peer::alive);
         }
         self.leftovers.retain(|leftover| !leftover.peers.is_empty());
+        self.on_orphans_time(now);
     }
 
     /// When something is due next.
@@ -578,6 +605,7 @@ impl Master {
             .chain(line)
             .chain(strangers)
             .chain(self.supervisor.deadline())
+            .chain(self.orphans.deadline(now))
             .min()
     }
 
@@ -763,12 +791,15 @@ impl Master {
             }
         }
         // A socket that the supervisor keeps is not at its end, and its path must lead to it still.
+        // So is one on which orphans go on without us.
+        let serve = self.orphans.serve();
         self.sockets
-            .unlink_all(|shared| !self.supervisor.holds(shared.stored.as_deref()));
+            .unlink_all(|shared| !serve && !self.supervisor.holds(shared.stored.as_deref()));
         for (path, made) in &self.own_paths {
-            let kept = self
-                .supervisor
-                .holds(store::unix_name(path, *made).as_deref());
+            let kept = serve
+                || self
+                    .supervisor
+                    .holds(store::unix_name(path, *made).as_deref());
             if !kept && common::file::identity(path).is_ok_and(|now| now == *made) {
                 let _ = std::fs::remove_file(path);
             }
