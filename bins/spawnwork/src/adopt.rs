@@ -931,7 +931,8 @@ mod tests {
         let none = |_: &mut Claim| {};
         assert_eq!(found(&[claimed(100, 1, 100, none)]), [100]);
         assert!(found(&[process(100, 1, 100)]).is_empty());
-        let cases: [(fn(&mut Claim), bool); 7] = [
+        type Change = fn(&mut Claim);
+        let cases: [(Change, bool); 7] = [
             (|claim| claim.mark.key = "/b".into(), true),
             (|claim| claim.mark.key = "/c".into(), false),
             (|claim| claim.uids[1] = 0, true),

@@ -204,7 +204,7 @@ pub struct Cli {
         default_value = "hold"
     )]
     pub on_limit: OnLimit,
-    /// When we are killed: die, drain, adopt
+    /// Killed: die, drain, adopt
     #[arg(
         long,
         value_name = "HOW",
