@@ -47,7 +47,7 @@ demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 
 	$(CARGO) build --release --package kit --bins
 	"$(TARGET)/release/demo" "$(TARGET)/release/spawnwork" tests/apps
 
-bench: all ## ours beside Node's own cluster and PM2: memory, wake-ups, respawn, requests, reloads
+bench: all ## ours beside Node's own cluster and PM2: memory, respawn, requests, reloads; bad deploys, with more peers
 	tests/setup.sh bench
 	$(CARGO) bench --package bench
 

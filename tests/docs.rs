@@ -317,12 +317,12 @@ fn exit_statuses_are_those_of_the_source() {
 
 #[test]
 fn signals_are_those_of_the_source() {
-    let run = text_of("bins/spawnwork/src/run.rs");
-    let table = run
-        .split("fn on_signals")
+    let actions = text_of("bins/spawnwork/src/actions.rs");
+    let table = actions
+        .split("fn by_default")
         .nth(1)
         .unwrap()
-        .split("\n    }\n")
+        .split("\n}\n")
         .next()
         .unwrap();
     let mut handled = BTreeSet::new();

@@ -7,7 +7,7 @@
 # Node's releases and the frameworks are npm packages, kept in
 # ${NIRVANA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nirvana-tests}:
 #   node-V/bin/node                          Node V, for each V below
-#   frameworks/node_modules/                 express, fastify, tsx, pnpm, yarn (with `bench`: pm2)
+#   frameworks/node_modules/                 express, fastify, tsx, pnpm, yarn (with `bench`: pm2, recluster)
 set -eu
 
 node_versions='16 18 20 22 24 26'
@@ -46,10 +46,16 @@ need setpriv util-linux
 need openssl openssl
 need systemd-socket-activate systemd
 need curl curl
+need start_server libserver-starter-perl
 need socat socat
 need script bsdutils
 need pgrep procps
 need promtool prometheus
+if [ "${1:-}" = bench ]; then
+	need uwsgi-core uwsgi-core
+	need start_server libserver-starter-perl
+	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
+fi
 need node nodejs
 # NodeSource's package brings npm along, Debian's does not.
 if command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then
@@ -116,8 +122,10 @@ absent=
 for package in express fastify tsx pnpm yarn; do
 	[ -e "$frameworks/node_modules/$package/package.json" ] || absent="$absent $package"
 done
-if [ "${1:-}" = bench ] && [ ! -e "$frameworks/node_modules/pm2/package.json" ]; then
-	absent="$absent pm2"
+if [ "${1:-}" = bench ]; then
+	for package in pm2 recluster; do
+		[ -e "$frameworks/node_modules/$package/package.json" ] || absent="$absent $package"
+	done
 fi
 if [ -n "$absent" ]; then
 	# npm takes out what its package.json does not name, so each package is saved there.

@@ -183,6 +183,19 @@ fn adopt_needs_a_file_that_both_masters_know_and_the_preload() {
         "x.js",
     ]);
     assert!(err.contains("--no-preload"), "{err}");
+    let err = refused(&[
+        "--orphans",
+        "adopt",
+        "--balance",
+        "slots",
+        "--pid-file",
+        "x",
+        "-l",
+        "1",
+        "--",
+        "x",
+    ]);
+    assert!(err.contains("--balance slots"), "{err}");
     let err = refused(&["--orphans", "live", "--", "true"]);
     assert!(err.contains("--orphans"), "{err}");
 }
@@ -251,6 +264,45 @@ impl ArgList for Run {
     fn arg_list(self, program: &[&str]) -> Run {
         self.args(["--"]).args(program)
     }
+}
+
+fn reexec(dir: &Dir, master: &mut Running) {
+    let answer = spawnwork(["--ctl", "app.ctl", "reexec", "--timeout", "30s"]);
+    let answer = answer.dir(dir.path()).finish();
+    assert_eq!(answer.status, 0, "{}", answer.err);
+    master.event("reexecuted");
+}
+
+#[test]
+fn another_program_in_the_masters_place_keeps_its_word() {
+    let (brood, dir) = (Brood::new(), Dir::new());
+    let script = "trap '' TERM; sleep 1000 & sleep 1000; true";
+    let run = spawnwork(["-n", "2", "--orphans", "die", "--control", "app.ctl"])
+        .args(["--ready", "alive:100ms", "--", "sh", "-c", script])
+        .dir(dir.path());
+    let mut master = brood.run(run).start();
+    let workers = ready(&mut master, 2);
+    master.event("generation-serving");
+    reexec(&dir, &mut master);
+    assert!(workers.iter().all(|pid| alive(*pid)));
+    kill_master(&mut master);
+    brood.only(&BTreeSet::new());
+
+    let service = Service::python(&["--control", "app.ctl"]);
+    let mut master = service.start();
+    let workers = ready(&mut master, 2);
+    master.event("generation-serving");
+    reexec(&service.dir, &mut master);
+    // They still have one who lives.
+    kill_master(&mut master);
+    let mut next = service.start();
+    let found: BTreeSet<i32> = (0..2)
+        .map(|_| pid_of(&next.event("orphan-found")))
+        .collect();
+    assert_eq!(found, workers);
+    next.event("generation-serving");
+    service.only_of(&next);
+    assert_eq!(next.stop(), 0);
 }
 
 #[test]
@@ -808,7 +860,7 @@ fn a_control_socket_names_the_heir_as_well() {
 
 #[test]
 fn who_is_no_orphan_is_left_alone() {
-    let mut service = Service::python(&[]);
+    let service = Service::python(&[]);
     let other = Service::python(&[]);
     let mut neighbour = other.start();
     let theirs = ready(&mut neighbour, 2);
@@ -864,7 +916,6 @@ fn who_is_no_orphan_is_left_alone() {
     );
     assert_eq!(next.stop(), 0);
     // Without orphans it is a start as any other.
-    service.out.clear();
     let mut last = service.start();
     last.event("socket-bound");
     last.event("generation-serving");

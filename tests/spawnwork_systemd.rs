@@ -318,10 +318,10 @@ fn a_life_told_byte_by_byte() {
         assert_eq!(master.stop(), 0);
         // The workers of the failed reload may be counted still.
         let stopping = supervisor.next();
-        let (head, tail) = stopping.split_once("STATUS=stopping, ").unwrap();
-        assert_eq!(head, "STOPPING=1\n");
-        let (_, tail) = tail.split_once(' ').unwrap();
-        assert_eq!(tail, "workers left\nEXTEND_TIMEOUT_USEC=30000000");
+        let (head, tail) = stopping.split_once("workers left: ").unwrap();
+        assert_eq!(head, "STOPPING=1\nSTATUS=stopping, ");
+        let (_, tail) = tail.split_once('\n').unwrap();
+        assert_eq!(tail, "EXTEND_TIMEOUT_USEC=30000000");
         let after = supervisor.next_until_end();
         for message in after {
             assert!(message.starts_with("STATUS=stopping, "), "{message}");
@@ -337,7 +337,7 @@ impl Supervisor {
         let mut list = Vec::new();
         loop {
             list.push(self.next());
-            if list.last().unwrap().contains("stopping, 0 workers left") {
+            if list.last().unwrap().contains("stopping, workers left: 0") {
                 return list;
             }
         }
@@ -474,9 +474,17 @@ fn a_supervisor_that_is_gone_or_behind_harms_nobody() {
     // Nobody reads: the queue is full before we say a word.
     let path = dir.path().join("full");
     let reader = UnixDatagram::bind(&path).unwrap();
-    let filler = UnixDatagram::unbound().unwrap();
-    filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"X=1", &path).is_ok() {}
+    let mut fillers = Vec::new();
+    loop {
+        // One alone may reach the limit of its own buffer before the queue is full.
+        let filler = UnixDatagram::unbound().unwrap();
+        filler.set_nonblocking(true).unwrap();
+        if filler.send_to(b"X=1", &path).is_err() {
+            break;
+        }
+        while filler.send_to(b"X=1", &path).is_ok() {}
+        fillers.push(filler);
+    }
     let mut master = Run::new(SPAWNWORK)
         .args(brief(&["-n", "1"], &file))
         .env("NOTIFY_SOCKET", &path)
@@ -826,9 +834,22 @@ fn a_master_that_was_stopped_murders_nobody() {
         .collect();
     workers.sort_unstable();
     master.signal(Signal::SIGSTOP);
-    // The queue of the socket is full by then, and the workers wait in the middle of a word.
+    // The queue of the socket may be full by then, and the workers wait in the middle of a word.
     passes(Duration::from_secs(6));
     master.signal(Signal::SIGCONT);
+    passes(Duration::from_secs(3));
+    // The whole machine: we are the first to run again, and nobody could have said anything.
+    let all = |signal: Signal| {
+        for worker in &workers {
+            kill(Pid::from_raw(*worker), signal).unwrap();
+        }
+    };
+    all(Signal::SIGSTOP);
+    master.signal(Signal::SIGSTOP);
+    passes(Duration::from_secs(6));
+    master.signal(Signal::SIGCONT);
+    passes(Duration::from_millis(300));
+    all(Signal::SIGCONT);
     passes(Duration::from_secs(3));
     let mut now = kit::run::children_of(master.pid());
     now.sort_unstable();

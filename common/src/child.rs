@@ -15,7 +15,7 @@ use std::time::Duration;
 pub struct Child {
     pid: i32,
     pidfd: OwnedFd,
-    failure: std::fs::File,
+    failure: Option<std::fs::File>,
 }
 
 /// Why a program did not start although the fork succeeded.
@@ -57,7 +57,7 @@ impl Child {
             Ok(pidfd) => Ok(Child {
                 pid,
                 pidfd,
-                failure: failure.into(),
+                failure: Some(failure.into()),
             }),
             Err(why) => {
                 // Without a pidfd we would have to trust a number later; better none at all.
@@ -67,6 +67,18 @@ impl Child {
                 Err(why)
             }
         }
+    }
+
+    /// A child that the program before us in this very process has started, and nobody has reaped.
+    ///
+    /// # Errors
+    /// pidfd_open(2): ESRCH, EMFILE.
+    pub fn again(pid: i32) -> io::Result<Child> {
+        Ok(Child {
+            pid,
+            pidfd: sys::pidfd_open(pid)?,
+            failure: None,
+        })
     }
 
     /// Its pid.
@@ -108,7 +120,7 @@ impl Child {
     #[must_use]
     pub fn start_failure(&mut self) -> Option<StartFailure> {
         let mut message = [0u8; 5];
-        self.failure.read_exact(&mut message).ok()?;
+        self.failure.as_mut()?.read_exact(&mut message).ok()?;
         let [step, a, b, c, d] = message;
         Some(StartFailure {
             step: Step::from_byte(step)?,
@@ -120,7 +132,10 @@ impl Child {
     /// file system that hangs is not to hold us up.
     pub fn let_execute(&self, patience: Duration) {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut fds = [PollFd::new(self.failure.as_fd(), PollFlags::POLLIN)];
+        let Some(failure) = &self.failure else {
+            return;
+        };
+        let mut fds = [PollFd::new(failure.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
         // Interrupted or not: it is only a courtesy.
         let _ = poll(&mut fds, timeout);
@@ -172,6 +187,16 @@ impl Peer {
     pub fn open(pid: i32) -> io::Result<Peer> {
         let pidfd = sys::pidfd_open(pid)?;
         Ok(Peer { pid, pidfd })
+    }
+
+    /// A process that is a child of ours, though we did not start it; `None` when it is none (any more).
+    #[must_use]
+    pub fn of_child(pid: i32) -> Option<Peer> {
+        let pidfd = sys::pidfd_open(pid).ok()?;
+        let own = std::process::id() as i32;
+        stat(pid)
+            .is_some_and(|stat| stat.parent == own)
+            .then_some(Peer { pid, pidfd })
     }
 
     /// Its pid.
@@ -266,15 +291,29 @@ pub fn oom_kills() -> Option<u64> {
     })
 }
 
-/// What a process left behind: members of its group, and orphans that came to us, the subreaper, and
-/// whose environment holds all of `marks`. Each is held by a pidfd, and looked at again after that.
-pub fn leftovers(group: i32, marks: &[String], known: impl Fn(i32) -> bool) -> Vec<Peer> {
+/// What to look for after a process has ended.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// The process group that it led.
+    pub group: i32,
+    /// What the environment of its descendants holds.
+    pub marks: Vec<String>,
+}
+
+/// What processes left behind, in one look through all of them: members of their groups, and orphans that
+/// came to us, the subreaper, and whose environment holds all marks of one. Each is held by a pidfd, and
+/// looked at again after that.
+pub fn leftovers(traces: &[Trace], known: impl Fn(i32) -> bool) -> Vec<Peer> {
     let own = std::process::id() as i32;
     let wanted = |pid: i32| {
         stat(pid).is_some_and(|stat| {
-            stat.state != b'Z'
-                && !known(pid)
-                && (stat.group == group || (stat.parent == own && environment_has(pid, marks)))
+            let in_group = || traces.iter().any(|trace| trace.group == stat.group);
+            let marked = || {
+                stat.parent == own
+                    && environment(pid)
+                        .is_some_and(|all| traces.iter().any(|trace| has_all(&all, &trace.marks)))
+            };
+            stat.state != b'Z' && !known(pid) && (in_group() || marked())
         })
     };
     let Ok(entries) = std::fs::read_dir("/proc") else {
@@ -290,11 +329,13 @@ pub fn leftovers(group: i32, marks: &[String], known: impl Fn(i32) -> bool) -> V
         .collect()
 }
 
-fn environment_has(pid: i32, marks: &[String]) -> bool {
-    let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) else {
-        return false;
-    };
-    marks.iter().all(|mark| {
+fn environment(pid: i32) -> Option<Vec<u8>> {
+    std::fs::read(format!("/proc/{pid}/environ")).ok()
+}
+
+fn has_all(environment: &[u8], marks: &[String]) -> bool {
+    let mut pairs = marks.iter();
+    pairs.all(|mark| {
         environment
             .split(|byte| *byte == 0)
             .any(|pair| pair == mark.as_bytes())

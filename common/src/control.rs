@@ -95,6 +95,17 @@ struct Client {
 }
 
 impl Client {
+    fn new(fd: OwnedFd, state: State, now: Instant) -> Client {
+        Client {
+            fd,
+            state,
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            since: now,
+        }
+    }
+
     fn owed(&self) -> usize {
         self.output.len() - self.sent
     }
@@ -149,6 +160,37 @@ impl Server {
         })
     }
 
+    /// The one at `path` that the program before us in this very process had made.
+    #[must_use]
+    pub fn again(path: &Path, fd: OwnedFd, token: fn(u64) -> u64) -> Server {
+        Server {
+            fd,
+            path: path.to_owned(),
+            made: identity(path).ok(),
+            clients: BTreeMap::new(),
+            last: 0,
+            token,
+            spare: spare(),
+        }
+    }
+
+    /// A client's descriptor, for the program that takes our place.
+    #[must_use]
+    pub fn raw(&self, id: u64) -> Option<i32> {
+        self.clients.get(&id).map(|client| client.fd.as_raw_fd())
+    }
+
+    /// The last line for a client of the program before us.
+    pub fn answer_for(&mut self, events: &Loop, fd: OwnedFd, reply: &Reply, now: Instant) {
+        self.last += 1;
+        let id = self.last;
+        if events.add(&fd, (self.token)(id), Interest::Nothing).is_ok() {
+            self.clients
+                .insert(id, Client::new(fd, State::Waiting, now));
+            self.end(events, id, reply, now);
+        }
+    }
+
     /// Lets in whoever waits at the door.
     pub fn accept(&mut self, events: &Loop, now: Instant) {
         for _ in 0..MOST_CLIENTS {
@@ -186,17 +228,8 @@ impl Server {
             {
                 continue;
             }
-            self.clients.insert(
-                self.last,
-                Client {
-                    fd,
-                    state: State::Asking,
-                    input: Vec::new(),
-                    output: Vec::new(),
-                    sent: 0,
-                    since: now,
-                },
-            );
+            self.clients
+                .insert(self.last, Client::new(fd, State::Asking, now));
         }
     }
 

@@ -4,7 +4,7 @@ use crate::error::{Doing, Error, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -140,6 +140,30 @@ fn is_gone(pid: &str) -> bool {
     match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) {
         Err(nix::Error::ESRCH) => true,
         Ok(()) | Err(_) => crate::child::stat(pid).is_some_and(|stat| stat.state == b'Z'),
+    }
+}
+
+impl PidFile {
+    /// The one at `path` that the program before us in this very process had locked, by way of `fd`.
+    ///
+    /// # Errors
+    /// It is not locked by that.
+    pub fn again(path: &Path, fd: OwnedFd) -> Result<PidFile> {
+        let doing = format!("keep the pid file {}", path.display());
+        match Flock::lock(File::from(fd), FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(PidFile {
+                path: path.to_owned(),
+                file,
+                owner: std::process::id(),
+            }),
+            Err((_, why)) => Err(Error::new(&doing, crate::error::describe(&why.into()))),
+        }
+    }
+}
+
+impl AsFd for PidFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

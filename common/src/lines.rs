@@ -77,6 +77,12 @@ impl Lines {
         self.tail = Vec::new();
     }
 
+    /// The unfinished line.
+    #[must_use]
+    pub fn tail(&self) -> &[u8] {
+        &self.tail
+    }
+
     /// Bytes of an unfinished line.
     #[must_use]
     pub fn pending(&self) -> usize {

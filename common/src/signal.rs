@@ -93,6 +93,20 @@ impl AsFd for Signals {
     }
 }
 
+/// Why nobody can act upon this signal, if so: it never comes through the signalfd, or means what
+/// nobody may change.
+#[must_use]
+pub fn out_of_reach(signal: i32) -> Option<&'static str> {
+    match Signal::try_from(signal) {
+        Ok(Signal::SIGKILL | Signal::SIGSTOP) => Some("the kernel lets nobody catch it"),
+        Ok(Signal::SIGCHLD) => Some("it tells of the end of a child"),
+        Ok(fault) if FAULTS.contains(&fault) => Some("it reports a fault of the program itself"),
+        // nptl(7): SIGCANCEL and SIGSETXID, which sigfillset(3) leaves out.
+        Err(_) if matches!(signal, 32 | 33) => Some("the C library keeps it for itself"),
+        Ok(_) | Err(_) => None,
+    }
+}
+
 /// A signal's name without `SIG`, its number where it has none.
 #[must_use]
 pub fn name(signal: i32) -> String {

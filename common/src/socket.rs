@@ -236,6 +236,100 @@ pub fn backlog_again(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     Ok(listen_on(&fd, backlog_of(backlog)?)?)
 }
 
+// ---- several sockets on one port ----
+//
+// Sockets of one user with SO_REUSEPORT (socket(7)) that listen on the same address are a group: the
+// kernel gives each new connection to one of them, into a queue of its own. In the group they have
+// numbers, in the order of their listen(2). When one leaves, the last gets its number
+// (net/core/sock_reuseport.c).
+
+/// Lets others of ours listen on the address of `fd`. Set after bind(2) and listen(2), so that these
+/// noticed an address that somebody else has, which SO_REUSEPORT would have them share.
+///
+/// # Errors
+/// EOPNOTSUPP for a unix socket.
+pub fn open_group(fd: impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(&fd.as_fd(), sockopt::ReusePort, &true)?)
+}
+
+/// One socket more on the address of `member`, the last of the group; blocking or not, as that is.
+///
+/// # Errors
+/// As [`listen_tcp`]; EMFILE.
+pub fn join_group(member: impl AsFd, backlog: i32) -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let member = member.as_fd();
+    let LocalAddr::Inet(address) = local_addr(member)? else {
+        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+    };
+    let family = if address.is_ipv6() {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
+    let fd = socket(family, SockType::Stream, FLAGS, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    setsockopt(&fd, sockopt::ReusePort, &true)?;
+    if address.is_ipv6() {
+        let v6only = nix::sys::socket::getsockopt(&member, sockopt::Ipv6V6Only)?;
+        setsockopt(&fd, sockopt::Ipv6V6Only, &v6only)?;
+    }
+    let flags = OFlag::from_bits_retain(fcntl(member, FcntlArg::F_GETFL)?);
+    if !flags.contains(OFlag::O_NONBLOCK) {
+        set_blocking(&fd)?;
+    }
+    bind(fd.as_raw_fd(), &storage(address))?;
+    backlog_again(fd.as_fd(), backlog)?;
+    Ok(fd)
+}
+
+/// From now on, new connections go to members of the group of `size` that are not `closed`, by chance.
+/// What waits in the queues of these stays there, and so do connections whose handshake has begun.
+///
+/// # Errors
+/// ENOPROTOOPT on old kernels; EINVAL when nobody would be left.
+pub fn steer_group(member: impl AsFd, size: usize, closed: &[usize]) -> io::Result<()> {
+    match selector(size, closed) {
+        Some(program) => crate::sys::attach_selector(member.as_fd(), &program),
+        None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// random modulo the number of those that are open, then past each closed one on the way.
+fn selector(size: usize, closed: &[usize]) -> Option<Vec<crate::sys::Instruction>> {
+    const LOAD_ABSOLUTE: u16 = 0x20;
+    const RANDOM: u32 = 0xffff_f000 + 56;
+    const MODULO: u16 = 0x94;
+    const JUMP_IF_GREATER_OR_EQUAL: u16 = 0x35;
+    const ADD: u16 = 0x04;
+    const RETURN_ACCUMULATOR: u16 = 0x16;
+    let mut closed: Vec<u32> = closed
+        .iter()
+        .filter(|index| **index < size)
+        .filter_map(|index| u32::try_from(*index).ok())
+        .collect();
+    closed.sort_unstable();
+    closed.dedup();
+    let open = u32::try_from(size).ok()? - closed.len() as u32;
+    // BPF_MAXINSNS is 4096.
+    if open == 0 || closed.len() > 2000 {
+        return None;
+    }
+    let mut program = vec![(LOAD_ABSOLUTE, 0, 0, RANDOM), (MODULO, 0, 0, open)];
+    for index in closed {
+        program.push((JUMP_IF_GREATER_OR_EQUAL, 0, 1, index));
+        program.push((ADD, 0, 0, 1));
+    }
+    program.push((RETURN_ACCUMULATOR, 0, 0, 0));
+    Some(program)
+}
+
+/// Whether a socket listens (SO_ACCEPTCONN, socket(7)).
+#[must_use]
+pub fn is_listening(fd: impl AsFd) -> bool {
+    nix::sys::socket::getsockopt(&fd.as_fd(), sockopt::AcceptConn).unwrap_or(false)
+}
+
 /// Clears O_NONBLOCK, for programs that expect accept(2) to wait.
 ///
 /// # Errors
@@ -638,6 +732,55 @@ mod tests {
         nix::unistd::write(&ours, b"x").unwrap();
         let mut buffer = [0u8; 2];
         assert_eq!(nix::unistd::read(&theirs, &mut buffer), Ok(1));
+    }
+
+    #[test]
+    fn a_group_is_joined_steered_and_closed_to_others() {
+        let first = listen_any(0, 512).unwrap();
+        let Ok(LocalAddr::Inet(bound)) = local_addr(&first) else {
+            panic!()
+        };
+        open_group(&first).unwrap();
+        let mut group = vec![first];
+        for _ in 0..3 {
+            group.push(join_group(&group[0], 512).unwrap());
+        }
+        // Who does not belong to it finds the address taken, as ever.
+        let other = listen_tcp(bound, bound.is_ipv6().then_some(false), 1);
+        assert_eq!(other.unwrap_err().raw_os_error(), Some(libc::EADDRINUSE));
+        let mut clients = Vec::new();
+        let mut connect = |group: &[OwnedFd]| -> Vec<u32> {
+            let before: Vec<u32> = group.iter().map(|fd| queue(fd).unwrap().length).collect();
+            for _ in 0..100 {
+                let to = (Ipv4Addr::LOCALHOST, bound.port());
+                clients.push(std::net::TcpStream::connect(to).unwrap());
+            }
+            let after = group.iter().map(|fd| queue(fd).unwrap().length);
+            after
+                .zip(before)
+                .map(|(after, before)| after - before)
+                .collect()
+        };
+        assert!(connect(&group).iter().all(|count| *count > 0));
+        for closed in [&[3][..], &[0, 2], &[1, 2, 3], &[]] {
+            steer_group(&group[0], 4, closed).unwrap();
+            for (index, count) in connect(&group).into_iter().enumerate() {
+                assert_eq!(count == 0, closed.contains(&index), "{closed:?}: {index}");
+            }
+        }
+        assert!(steer_group(&group[0], 4, &[0, 1, 2, 3]).is_err());
+        assert!(is_listening(&group[3]));
+        assert!(!is_listening(
+            udp("127.0.0.1:0".parse().unwrap(), false, false).unwrap()
+        ));
+        let directory = directory("group");
+        let rights = UnixRights {
+            mode: 0o600,
+            owner: None,
+        };
+        let unix = listen_unix(&directory.join("s"), rights, 1).unwrap();
+        assert!(open_group(&unix).is_err() && join_group(&unix, 1).is_err());
+        std::fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

@@ -403,6 +403,25 @@ pub fn adopt(fd: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// What becomes of a descriptor when this process executes another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExec {
+    /// It is closed.
+    Closed,
+    /// The other program has it, under the same number.
+    Kept,
+}
+
+/// FD_CLOEXEC of an open descriptor, by its number; one that is not open is left alone.
+pub fn set_on_exec(fd: RawFd, what: OnExec) {
+    let flags = match what {
+        OnExec::Closed => libc::FD_CLOEXEC,
+        OnExec::Kept => 0,
+    };
+    // SAFETY: fcntl(2) with integers; it owns and closes nothing.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, flags) };
+}
+
 /// A descriptor number as borrowed, for the three standard ones.
 #[must_use]
 pub fn standard(fd: RawFd) -> BorrowedFd<'static> {
@@ -572,5 +591,46 @@ pub fn wait_id(which: Which<'_>, reap: Reap) -> io::Result<Option<(i32, crate::e
         if why.kind() != io::ErrorKind::Interrupted {
             return Err(why);
         }
+    }
+}
+
+/// One instruction of classic BPF (linux/filter.h): code, jump if true, jump if false, operand.
+pub type Instruction = (u16, u8, u8, u32);
+
+/// SO_ATTACH_REUSEPORT_CBPF (socket(7)): the program chooses, by its number in the group of sockets
+/// with SO_REUSEPORT that `fd` is in, the one that a new connection goes to. It takes the place of one
+/// that is there.
+///
+/// # Errors
+/// ENOPROTOOPT before Linux 4.6; EINVAL for a program that the kernel's checker refuses.
+pub fn attach_selector(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    let mut filter: Vec<libc::sock_filter> = program
+        .iter()
+        .map(|(code, jt, jf, k)| libc::sock_filter {
+            code: *code,
+            jt: *jt,
+            jf: *jf,
+            k: *k,
+        })
+        .collect();
+    let program = libc::sock_fprog {
+        len: filter.len() as libc::c_ushort,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the option takes a sock_fprog, whose pointer and length are those of `filter`, which
+    // lives until the kernel has copied it.
+    let done = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            ptr::from_ref(&program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
     }
 }

@@ -707,7 +707,7 @@ impl Master {
     /// What an orphan says goes where our own workers' words go.
     fn listen_to(&mut self, orphan: &Orphan, which: Which, fd: OwnedFd) {
         self.last_id += 1;
-        let mut stream = Stream::of(fd, which, self.last_id);
+        let mut stream = Stream::again(fd, which, self.last_id, &[]);
         let (slot, generation) = orphan
             .claim
             .as_ref()

@@ -1,5 +1,6 @@
 //! What was typed. Nothing is computed here: see plan.rs.
 
+use crate::actions::{OnSignal, on_signal};
 use clap::{Parser, ValueEnum};
 use common::cli::{count, duration, rate_filter, signal};
 use common::event::Format;
@@ -90,6 +91,33 @@ pub struct Cli {
     /// Connections that may wait
     #[arg(long, value_name = "N", env = "SPAWNWORK_BACKLOG", hide_env = true, help_heading = "Sockets", value_parser = count, default_value = "4096")]
     pub backlog: u32,
+    /// Wait for a busy address
+    #[arg(long, value_name = "D", env = "SPAWNWORK_BIND_RETRY", hide_env = true, help_heading = "Sockets", value_parser = duration, default_value = "0s")]
+    pub bind_retry: Duration,
+    /// Or round-robin, slots
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "SPAWNWORK_BALANCE",
+        hide_env = true,
+        help_heading = "Sockets",
+        value_enum,
+        hide_possible_values = true,
+        default_value = "shared"
+    )]
+    pub balance: Balance,
+    /// Variables of einhorn, server-starter
+    #[arg(
+        long,
+        value_name = "NAMES",
+        env = "SPAWNWORK_COMPAT",
+        hide_env = true,
+        help_heading = "Sockets",
+        value_enum,
+        value_delimiter = ',',
+        hide_possible_values = true
+    )]
+    pub compat: Vec<Compat>,
     /// Take LISTEN_FDS whatever LISTEN_PID says
     #[arg(
         long,
@@ -112,18 +140,6 @@ pub struct Cli {
         default_value = "auto"
     )]
     pub node: NodeArg,
-    /// Who accepts: shared, round-robin
-    #[arg(
-        long,
-        value_name = "HOW",
-        env = "SPAWNWORK_BALANCE",
-        hide_env = true,
-        help_heading = "Node",
-        value_enum,
-        hide_possible_values = true,
-        default_value = "shared"
-    )]
-    pub balance: Balance,
     /// Bind privileged ports for workers of another user
     #[arg(
         long,
@@ -192,6 +208,15 @@ pub struct Cli {
     /// Workers must send WATCHDOG=1 so often
     #[arg(long, value_name = "D", env = "SPAWNWORK_WATCHDOG", hide_env = true, help_heading = "Stop and respawn", value_parser = duration)]
     pub watchdog: Option<Duration>,
+    /// Replace a worker that is larger
+    #[arg(long, value_name = "SIZE", env = "SPAWNWORK_MAX_RSS", hide_env = true, help_heading = "Stop and respawn", value_parser = max_rss)]
+    pub max_rss: Option<u64>,
+    /// Replace a worker that is older
+    #[arg(long, value_name = "D", env = "SPAWNWORK_MAX_LIFETIME", hide_env = true, help_heading = "Stop and respawn", value_parser = max_lifetime)]
+    pub max_lifetime: Option<Duration>,
+    /// By so much later, at random
+    #[arg(long, value_name = "P%", env = "SPAWNWORK_JITTER", hide_env = true, help_heading = "Stop and respawn", value_parser = percent, default_value = "10%")]
+    pub jitter: u32,
     /// Over it: hold or exit
     #[arg(
         long,
@@ -246,6 +271,19 @@ pub struct Cli {
         help_heading = "Output"
     )]
     pub pid_file: Option<PathBuf>,
+    /// SIG=ACTION: reload, stop, quit, add, forward ...
+    #[arg(long, value_name = "SIG=DO", env = "SPAWNWORK_ON_SIGNAL", hide_env = true, help_heading = "Control", value_parser = on_signal)]
+    pub on_signal: Vec<OnSignal>,
+    /// Say what would be done, and do nothing
+    #[arg(
+        long,
+        env = "SPAWNWORK_CHECK_CONFIG",
+        value_parser = clap::builder::BoolishValueParser::new(),
+        hide_env = true,
+        help_heading = "Control",
+        conflicts_with = "ctl"
+    )]
+    pub check_config: bool,
     /// A socket to be asked over
     #[arg(
         long,
@@ -264,6 +302,9 @@ pub struct Cli {
         help_heading = "Control"
     )]
     pub ctl: Option<PathBuf>,
+    /// The state on this descriptor can be taken over
+    #[arg(long, value_name = "FD", hide = true)]
+    pub check_state: Option<i32>,
     /// For its answer; then 124
     #[arg(long, value_name = "D", env = "SPAWNWORK_TIMEOUT", hide_env = true, help_heading = "Control", value_parser = duration)]
     pub timeout: Option<Duration>,
@@ -338,6 +379,17 @@ pub enum Balance {
     Shared,
     /// The master accepts and hands over.
     RoundRobin,
+    /// A socket of its own for each slot, on the same port.
+    Slots,
+}
+
+/// `--compat`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// EINHORN_FD_0 and its like.
+    Einhorn,
+    /// SERVER_STARTER_PORT.
+    ServerStarter,
 }
 
 /// `--on-limit`
@@ -452,6 +504,29 @@ fn surge(text: &str) -> Result<Surge, String> {
             _ => Err(wrong()),
         },
         None => text.parse::<usize>().map(Surge::Count).map_err(|_| wrong()),
+    }
+}
+
+fn max_rss(text: &str) -> Result<u64, String> {
+    match common::cli::size(text)? {
+        0 => Err("nobody has no memory; 512M would do".to_owned()),
+        size => Ok(size),
+    }
+}
+
+fn max_lifetime(text: &str) -> Result<Duration, String> {
+    let length = duration(text)?;
+    if length.is_zero() {
+        return Err("nobody lives for no time; 1h would do".to_owned());
+    }
+    Ok(length)
+}
+
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<u32>();
+    match number {
+        Ok(percent) if percent <= 100 => Ok(percent),
+        _ => Err("a share from 0% to 100% would do".to_owned()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::deaths::By;
 use crate::events;
+use crate::resize::Resized;
 use crate::run::{Master, Phase, Token};
 use common::control::Reply;
 use common::event::{Level, Value};
@@ -15,7 +16,7 @@ const SUPERSEDED: u8 = 3;
 const REFUSED: u8 = 4;
 
 /// Signals that are sent to end somebody: INT, QUIT, ABRT, KILL, TERM.
-const ENDING: [i32; 5] = [2, 3, 6, 9, 15];
+pub(crate) const ENDING: [i32; 5] = [2, 3, 6, 9, 15];
 
 /// How status is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub enum Request {
     Remove(usize),
     /// `workers N`
     Workers(usize),
+    /// `restart ID|all`
+    Restart(Whom),
     /// `signal SIG [ID|all]`
     Signal(i32, Whom),
     /// `clear`
@@ -69,6 +72,8 @@ pub enum Request {
     Events,
     /// `metrics`
     Metrics,
+    /// `reexec`
+    Reexec,
     /// `version`
     Version,
     /// `help`
@@ -83,10 +88,12 @@ quit [nowait]          end at once
 add [N]                N workers more (1)
 remove [N]             N workers fewer (1)
 workers N              so many workers
+restart ID|all         a new worker of the same generation in one slot or in all
 signal SIG [ID|all]    a signal to one worker's group or to all
 clear                  forget the failed deploy and the deaths counted against slots
 events                 each event as it happens
 metrics                Prometheus' text
+reexec                 the program that is installed now takes over
 version                of this master
 help                   this list";
 
@@ -123,6 +130,7 @@ impl Request {
             ("remove", []) => Some(Request::Remove(1)),
             ("remove", [text]) => Some(Request::Remove(count(text)?)),
             ("workers", [text]) => Some(Request::Workers(count(text)?)),
+            ("restart", [target]) => Some(Request::Restart(whom(target)?)),
             ("signal", [text]) => Some(Request::Signal(common::cli::signal(text)?, Whom::All)),
             ("signal", [text, target]) => {
                 Some(Request::Signal(common::cli::signal(text)?, whom(target)?))
@@ -130,6 +138,7 @@ impl Request {
             ("clear", []) => Some(Request::Clear),
             ("events", []) => Some(Request::Events),
             ("metrics", []) => Some(Request::Metrics),
+            ("reexec", []) => Some(Request::Reexec),
             ("version", []) => Some(Request::Version),
             ("help", []) => Some(Request::Help),
             _ => None,
@@ -154,6 +163,8 @@ pub enum Awaited {
     Generation(u32),
     /// That of the reload that begins when the present one has ended.
     Queued,
+    /// The end of the restarts that were asked for.
+    Restart,
     /// Our end.
     End,
 }
@@ -265,12 +276,39 @@ impl Master {
                     self.kill_all("a second request to stop", now);
                 }
             }
-            Request::Add(count) => self.change_workers(client, self.slots.len() + count, now),
-            Request::Remove(count) => {
-                let left = self.slots.len().saturating_sub(count).max(1);
-                self.change_workers(client, left, now);
+            Request::Add(count) => {
+                let resized = self.add_workers(count, now);
+                self.answer_resized(client, resized, now);
             }
-            Request::Workers(count) => self.change_workers(client, count, now),
+            Request::Remove(count) => {
+                let resized = self.remove_workers(count, now);
+                self.answer_resized(client, resized, now);
+            }
+            Request::Workers(count) => {
+                let resized = self.set_workers(count, now);
+                self.answer_resized(client, resized, now);
+            }
+            Request::Restart(whom) => {
+                let count = self.slots.len();
+                let (from, to) = match whom {
+                    Whom::All => (0, count),
+                    Whom::Slot(slot) => (slot, slot + 1),
+                };
+                let why = match self.phase {
+                    _ if to > count => Some(format!("there is no slot {from}")),
+                    Phase::Running => None,
+                    Phase::Initial => Some("the first generation is still starting".to_owned()),
+                    Phase::Reloading(_) => Some("a reload is under way".to_owned()),
+                    Phase::Stopping(_) => Some("we are stopping".to_owned()),
+                };
+                match why {
+                    Some(why) => self.answer(client, &Reply::Err(Exit::No.code(), why), now),
+                    None => {
+                        self.await_result(client, Awaited::Restart);
+                        self.restart(from..to, now);
+                    }
+                }
+            }
             Request::Signal(signal, whom) => {
                 let ids: Vec<u64> = self
                     .slots
@@ -316,6 +354,7 @@ impl Master {
                 self.tell(client, &text, now);
                 self.answer(client, &Reply::Ok(String::new()), now);
             }
+            Request::Reexec => self.reexec(client, now),
             Request::Version => {
                 let text = format!("spawnwork {}", env!("CARGO_PKG_VERSION"));
                 self.answer(client, &Reply::Ok(text), now);
@@ -327,27 +366,16 @@ impl Master {
         }
     }
 
-    fn change_workers(&mut self, client: u64, wanted: usize, now: Instant) {
-        let reply = match self.phase {
-            Phase::Running => {
-                let wanted = wanted.min(10_000);
-                while self.slots.len() < wanted {
-                    self.add_worker();
-                }
-                while self.slots.len() > wanted {
-                    self.remove_worker(now);
-                }
-                Reply::Ok(format!("{wanted} workers"))
+    fn answer_resized(&mut self, client: u64, resized: Resized, now: Instant) {
+        let reply = match (resized, &self.phase) {
+            (Resized::Now(count), _) => Reply::Ok(format!("{count} workers")),
+            (Resized::Later(count), Phase::Reloading(_)) => {
+                Reply::Ok(format!("{count} workers when the reload is done"))
             }
-            Phase::Initial => Reply::Err(
-                Exit::No.code(),
-                "the first generation is still starting; try again".to_owned(),
-            ),
-            Phase::Reloading(_) => Reply::Err(
-                Exit::No.code(),
-                "a reload is under way; try again when it is done".to_owned(),
-            ),
-            Phase::Stopping(_) => Reply::Err(REFUSED, "we are stopping".to_owned()),
+            (Resized::Later(count), _) => {
+                Reply::Ok(format!("{count} workers when their queues are empty"))
+            }
+            (Resized::Refused, _) => Reply::Err(REFUSED, "we are stopping".to_owned()),
         };
         self.answer(client, &reply, now);
     }
@@ -362,7 +390,7 @@ impl Master {
         }
     }
 
-    fn answer(&mut self, client: u64, reply: &Reply, now: Instant) {
+    pub(crate) fn answer(&mut self, client: u64, reply: &Reply, now: Instant) {
         if let Some(control) = self.control.as_mut() {
             control.end(&self.events, client, reply, now);
         }
@@ -394,6 +422,17 @@ impl Master {
             for line in words {
                 self.tell(waiting.client, &format!("stderr {line}"), now);
             }
+            self.answer(waiting.client, reply, now);
+        }
+    }
+
+    /// The restarts that were asked for are over.
+    pub(crate) fn restarts_ended(&mut self, reply: &Reply, now: Instant) {
+        let (done, others): (Vec<Waiting>, Vec<Waiting>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.what == Awaited::Restart);
+        self.waiting = others;
+        for waiting in done {
             self.answer(waiting.client, reply, now);
         }
     }
@@ -458,6 +497,9 @@ impl Master {
 
     /// An event for those who listen to all of them, whatever the log leaves out.
     pub(crate) fn publish(&mut self, level: Level, event: &str, fields: &[(&str, Value)]) {
+        if let Some(control) = &self.control {
+            self.subscribers.retain(|client| control.has(*client));
+        }
         if self.subscribers.is_empty() {
             return;
         }

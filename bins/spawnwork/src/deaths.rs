@@ -2,12 +2,12 @@
 
 use common::exit::End;
 use common::lines::LastLines;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Who or what ended a worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum By {
     /// It left, or failed, by itself.
@@ -20,6 +20,10 @@ pub enum By {
     ReadyTimeout,
     /// Its watchdog had not been fed in time.
     Watchdog,
+    /// Its resident set was over `--max-rss`.
+    MemoryLimit,
+    /// It was as old as `--max-lifetime`.
+    Lifetime,
     /// The operator, by way of the control socket.
     Operator,
     /// The kernel had no memory left for it.
@@ -30,12 +34,14 @@ pub enum By {
 
 impl By {
     /// All of them, for counters that are to exist before they count.
-    pub const ALL: [By; 8] = [
+    pub const ALL: [By; 10] = [
         By::Itself,
         By::Asked,
         By::StopTimeout,
         By::ReadyTimeout,
         By::Watchdog,
+        By::MemoryLimit,
+        By::Lifetime,
         By::Operator,
         By::OomKiller,
         By::Outside,
@@ -50,6 +56,8 @@ impl By {
             By::StopTimeout => "stop-timeout",
             By::ReadyTimeout => "ready-timeout",
             By::Watchdog => "watchdog",
+            By::MemoryLimit => "memory-limit",
+            By::Lifetime => "lifetime",
             By::Operator => "operator",
             By::OomKiller => "oom-killer",
             By::Outside => "outside",

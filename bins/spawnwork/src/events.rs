@@ -12,6 +12,10 @@ pub const WORKER_EXITED: &str = "worker-exited";
 pub const WORKER_FAILED: &str = "worker-failed";
 /// A slot waits before its next start.
 pub const WORKER_BACKOFF: &str = "worker-backoff";
+/// A worker was replaced by another one of its generation.
+pub const WORKER_RECYCLED: &str = "worker-recycled";
+/// Its replacement did not come, and it stays.
+pub const RECYCLE_FAILED: &str = "recycle-failed";
 /// A slot is over its respawn limit.
 pub const WORKER_HELD: &str = "worker-held";
 /// A worker was asked to stop.
@@ -74,7 +78,19 @@ pub const SUPERVISOR_UNREACHED: &str = "supervisor-unreached";
 pub const STATUS: &str = "status";
 /// The failed deploy, and deaths counted against slots, were forgotten on request.
 pub const CLEARED: &str = "cleared";
+/// An address is in use, and is tried again.
+pub const BIND_WAITING: &str = "bind-waiting";
+/// Connections that waited for a slot that is gone.
+pub const QUEUE_LOST: &str = "queue-lost";
+/// A signal was passed on to the workers.
+pub const SIGNAL_FORWARDED: &str = "signal-forwarded";
+/// The number of workers is to be changed.
+pub const WORKERS_QUEUED: &str = "workers-queued";
 /// The number of workers was changed.
 pub const WORKERS_CHANGED: &str = "workers-changed";
+/// Another program has taken our place, with the same pid, workers and sockets.
+pub const REEXECUTED: &str = "reexecuted";
+/// It could not, and nothing has happened.
+pub const REEXEC_FAILED: &str = "reexec-failed";
 /// The master ends.
 pub const STOPPED: &str = "stopped";

@@ -5,11 +5,13 @@ use crate::cli::{Balance, OrphansArg};
 use crate::node::preload::Preload;
 use crate::node::shim;
 use crate::plan::{Node, Plan};
+use crate::state::{Hex, Open, Taken};
 use common::child;
 use common::error::{Doing, Error, Result};
 use common::sys::Image;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -67,6 +69,53 @@ impl Generation {
     #[must_use]
     pub fn directory(&self) -> Option<&PathBuf> {
         self.directory.as_ref().map(|(_, path)| path)
+    }
+}
+
+/// A generation, for another program in our place.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedGeneration {
+    /// Its number.
+    pub number: u32,
+    directory: Option<(RawFd, Hex)>,
+    environment: Vec<(Hex, Hex)>,
+}
+
+impl Generation {
+    /// Takes it down.
+    pub fn save(&self, open: &mut Open) -> SavedGeneration {
+        SavedGeneration {
+            number: self.number,
+            directory: self
+                .directory
+                .as_ref()
+                .map(|(fd, path)| (open.keep(fd), Hex::of(path))),
+            environment: self
+                .environment
+                .iter()
+                .map(|(name, value)| (Hex::of(name), Hex::of(value)))
+                .collect(),
+        }
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// Its directory is not open.
+    pub fn restore(saved: &SavedGeneration, taken: &mut Taken) -> Result<Generation> {
+        let directory = match &saved.directory {
+            Some((number, path)) => Some((taken.own(*number)?, PathBuf::from(path.text()))),
+            None => None,
+        };
+        Ok(Generation {
+            number: saved.number,
+            directory,
+            environment: saved
+                .environment
+                .iter()
+                .map(|(name, value)| (name.text(), value.text()))
+                .collect(),
+        })
     }
 }
 
@@ -142,6 +191,8 @@ pub struct Given<'a> {
     pub preload: Option<String>,
     /// Whether that holds the worker back from accepting until it is told.
     pub held: bool,
+    /// Those of `--compat`.
+    pub compat: Vec<(String, String)>,
 }
 
 /// The environment that is nobody's business but ours, or that the worker gets from us.
@@ -293,7 +344,9 @@ fn environment(
 ) -> Result<BTreeMap<OsString, OsString>> {
     let mut all: BTreeMap<OsString, OsString> = std::env::vars_os()
         .filter(|(name, _)| {
-            !OURS.iter().any(|ours| name == ours) && !name.as_bytes().starts_with(b"SPAWNWORK_")
+            !OURS.iter().any(|ours| name == ours)
+                && !name.as_bytes().starts_with(b"SPAWNWORK_")
+                && !crate::compat::is_foreign(name)
         })
         .collect();
     let mut set = |name: &str, value: OsString| {
@@ -334,6 +387,9 @@ fn environment(
         set("LISTEN_FDS", given.sockets.len().to_string());
         set("LISTEN_FDNAMES", given.names.join(":"));
     }
+    for (name, value) in &given.compat {
+        set(name, value.clone());
+    }
     if let Some(notify) = &given.notify {
         set("NOTIFY_SOCKET", notify.clone());
         // Without WATCHDOG_PID it is for whoever speaks, also behind a wrapper (sd_watchdog_enabled(3)).
@@ -366,7 +422,7 @@ fn environment(
         );
         match (plan.orphans, plan.balance) {
             (OrphansArg::Die | OrphansArg::Drain, _) => {}
-            (OrphansArg::Adopt, Balance::Shared) => {
+            (OrphansArg::Adopt, Balance::Shared | Balance::Slots) => {
                 set(adopt::ALONE, adopt::GO_ON.as_millis().to_string());
             }
             // Nobody can hand it a connection any more.

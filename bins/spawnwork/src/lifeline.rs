@@ -4,16 +4,17 @@
 //! end, whatever ends us, and a read end of it can have a process group for its owner, and KILL for the
 //! signal that it gets then. Each worker holds such a read end, and never reads it.
 
+use crate::state::{Open, Taken};
 use common::error::{Doing, Result};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// A pipe whose write end nobody else gets.
 #[derive(Debug)]
 pub struct Lifeline {
     reader: OwnedFd,
-    _writer: OwnedFd,
+    writer: OwnedFd,
 }
 
 impl Lifeline {
@@ -22,9 +23,22 @@ impl Lifeline {
     pub fn open() -> Result<Lifeline> {
         let (reader, writer) =
             nix::unistd::pipe2(OFlag::O_CLOEXEC).doing("make a pipe that ends with us")?;
+        Ok(Lifeline { reader, writer })
+    }
+
+    /// Takes it down, for another program in our place: if it were closed there, all workers would go.
+    pub fn save(&self, open: &mut Open) -> [RawFd; 2] {
+        [open.keep(&self.reader), open.keep(&self.writer)]
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// An end is not open.
+    pub fn restore([reader, writer]: [RawFd; 2], taken: &mut Taken) -> Result<Lifeline> {
         Ok(Lifeline {
-            reader,
-            _writer: writer,
+            reader: taken.own(reader)?,
+            writer: taken.own(writer)?,
         })
     }
 

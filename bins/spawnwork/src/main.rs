@@ -1,10 +1,13 @@
 //! spawnwork: run N workers of a program on shared sockets, and never drop a request.
 #![forbid(unsafe_code)]
 
+mod actions;
 mod adopt;
 mod ask;
 mod check;
+mod check_config;
 mod cli;
+mod compat;
 mod control;
 mod cpus;
 mod deaths;
@@ -18,9 +21,14 @@ mod plan;
 mod pool;
 mod primary;
 mod probe;
+mod recycle;
+mod reexec;
 mod reload;
+mod resize;
 mod respawn;
 mod run;
+mod slots;
+mod state;
 mod status;
 mod store;
 mod supervisor;
@@ -34,5 +42,7 @@ fn main() -> std::process::ExitCode {
     common::cli::main("spawnwork", |cli| match plan::Order::make(cli)? {
         plan::Order::Run(plan) => run::run(*plan),
         plan::Order::Ask(question) => ask::run(&question),
+        plan::Order::CheckState(number) => reexec::check(number),
+        plan::Order::Check(plan) => check_config::run(&plan),
     })
 }

@@ -63,6 +63,18 @@ impl Notify {
         Ok(Notify { fd, name })
     }
 
+    /// The same one, in another program.
+    #[must_use]
+    pub fn again(fd: OwnedFd, name: String) -> Notify {
+        Notify { fd, name }
+    }
+
+    /// Its abstract name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The variable's value: `@` stands for the NUL of an abstract name.
     #[must_use]
     pub fn variable(&self) -> String {

@@ -130,6 +130,13 @@ impl Output {
         }
     }
 
+    /// What waits for the reader.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<u8> {
+        let all: Vec<u8> = self.queue.iter().flatten().copied().collect();
+        all[self.sent.min(all.len())..].to_vec()
+    }
+
     /// Lines that could not be passed on since the last call.
     pub fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
@@ -306,15 +313,17 @@ impl Stream {
     /// EMFILE.
     pub fn open(which: Which, worker: u64) -> io::Result<(Stream, OwnedFd)> {
         let (fd, writer) = child::output_pipe()?;
-        Ok((Stream::of(fd, which, worker), writer))
+        Ok((Stream::again(fd, which, worker, &[]), writer))
     }
 
-    /// The stream of a pipe that is there already.
+    /// One that was begun by the program before us: `tail` is a line whose end has not come.
     #[must_use]
-    pub fn of(fd: OwnedFd, which: Which, worker: u64) -> Stream {
+    pub fn again(fd: OwnedFd, which: Which, worker: u64, tail: &[u8]) -> Stream {
+        let mut lines = Lines::new(LONGEST);
+        lines.push(tail, &mut |_| {});
         Stream {
             fd,
-            lines: Lines::new(LONGEST),
+            lines,
             pace: Pace::new(),
             prefix: Vec::new(),
             quiet: true,
@@ -323,6 +332,12 @@ impl Stream {
             last: false,
             pause: None,
         }
+    }
+
+    /// The line whose end has not come.
+    #[must_use]
+    pub fn tail(&self) -> &[u8] {
+        self.lines.tail()
     }
 
     /// What stands before each line: known when the worker's pid is.

@@ -1,11 +1,13 @@
 //! What was typed, meant: looked up, checked, contradictions refused. No effect yet.
 
+use crate::actions::Actions;
 use crate::ask::Question;
 use crate::cli::{
-    Backoff, Balance, Cli, NodeArg, NofileArg, OnLimit, OrphansArg, OutputArg, Ready, Surge,
-    Workers,
+    Backoff, Balance, Cli, Compat, NodeArg, NofileArg, OnLimit, OrphansArg, OutputArg, Ready,
+    Surge, Workers,
 };
 use crate::output::{self, Kind};
+use crate::state::Saved;
 use crate::{adopt, cpus, reload, respawn, store};
 use common::error::{Error, Result};
 use common::event::{Format, Level};
@@ -53,6 +55,10 @@ pub enum Order {
     Run(Box<Plan>),
     /// To ask one.
     Ask(Question),
+    /// To look at the state of one, on this descriptor.
+    CheckState(i32),
+    /// To say what a master would do.
+    Check(Box<Plan>),
 }
 
 impl Order {
@@ -66,7 +72,19 @@ impl Order {
             None if cli.timeout.is_some() => {
                 Err(Error::usage("--timeout is for the answer to --ctl"))
             }
-            None => Plan::make(cli).map(|plan| Order::Run(Box::new(plan))),
+            None if cli.check_config => {
+                Plan::make(cli, false).map(|plan| Order::Check(Box::new(plan)))
+            }
+            None => match cli.check_state {
+                // The command line must make sense to this program, too.
+                Some(number) => Plan::make(cli, true).map(|_| Order::CheckState(number)),
+                None => {
+                    let saved = crate::reexec::inherited()?;
+                    let mut plan = Plan::make(cli, saved.is_some())?;
+                    plan.saved = saved;
+                    Ok(Order::Run(Box::new(plan)))
+                }
+            },
         }
     }
 }
@@ -86,6 +104,10 @@ pub struct Plan {
     pub rights: UnixRights,
     /// For each socket.
     pub backlog: i32,
+    /// `--bind-retry`
+    pub bind_retry: Duration,
+    /// `--compat`
+    pub compat: Vec<Compat>,
     /// Node's part.
     pub node: Node,
     /// The drain module is loaded into node workers.
@@ -126,6 +148,12 @@ pub struct Plan {
     pub respawn: respawn::Policy,
     /// `--watchdog`; `None`: off.
     pub watchdog: Option<Duration>,
+    /// `--max-rss`, in bytes.
+    pub max_rss: Option<u64>,
+    /// `--max-lifetime`
+    pub max_lifetime: Option<Duration>,
+    /// `--jitter`, in per cent.
+    pub jitter: u32,
     /// `--on-limit`
     pub on_limit: OnLimit,
     /// `--orphans`
@@ -144,18 +172,22 @@ pub struct Plan {
     pub pid_file: Option<PathBuf>,
     /// `--control`
     pub control: Option<PathBuf>,
+    /// What signals do.
+    pub actions: Actions,
     /// `--log-format`
     pub format: Option<Format>,
     /// What is logged.
     pub level: Level,
+    /// What the program before us has left us.
+    pub saved: Option<Saved>,
 }
 
 impl Plan {
-    /// Makes sense of the command line.
+    /// Makes sense of the command line. In the place of another program there are sockets already.
     ///
     /// # Errors
     /// Wrong usage (2), or something that this machine cannot give (125).
-    pub fn make(cli: Cli) -> Result<Plan> {
+    pub fn make(cli: Cli, resumed: bool) -> Result<Plan> {
         let user = cli.user.as_deref().map(privs::look_up).transpose()?;
         let owner = cli
             .socket_owner
@@ -210,7 +242,15 @@ impl Plan {
             None if node == Node::No => Readiness::Found,
             None => Readiness::Told(Ready::Listen),
         };
-        let (listen, returned) = listen(&cli)?;
+        let (listen, returned) = if resumed {
+            (Vec::new(), Vec::new())
+        } else {
+            listen(&cli)?
+        };
+        if !resumed {
+            crate::slots::check(cli.balance, node, &listen)?;
+            crate::compat::check(&cli.compat, &listen)?;
+        }
         let taken = match &ready {
             Readiness::Told(Ready::Fd(number)) => {
                 Some(*number).filter(|number| (*number as usize) < 3 + listen.len())
@@ -261,6 +301,8 @@ impl Plan {
                 owner: owner.map(|owner| (owner.uid, owner.gid)),
             },
             backlog: i32::try_from(cli.backlog).unwrap_or(i32::MAX),
+            bind_retry: cli.bind_retry,
+            compat: cli.compat,
             node,
             preload: !cli.no_preload,
             balance: cli.balance,
@@ -289,6 +331,9 @@ impl Plan {
                 max,
             },
             watchdog: cli.watchdog.filter(|length| !length.is_zero()),
+            max_rss: cli.max_rss,
+            max_lifetime: cli.max_lifetime,
+            jitter: cli.jitter,
             on_limit: cli.on_limit,
             orphans: cli.orphans,
             mark,
@@ -304,6 +349,7 @@ impl Plan {
             prefix: cli.prefix.unwrap_or_default(),
             pid_file: cli.pid_file,
             control: cli.control,
+            actions: Actions::new(&cli.on_signal).map_err(Error::usage)?,
             format: cli.log_format,
             level: match (cli.quiet, cli.verbose) {
                 (true, _) => Level::Warning,
@@ -311,6 +357,7 @@ impl Plan {
                 _ => Level::Info,
             },
             command: cli.command,
+            saved: None,
         })
     }
 
@@ -339,6 +386,11 @@ fn keys(cli: &Cli, node: Node) -> Result<Vec<PathBuf>> {
     if node != Node::No && cli.no_preload {
         return Err(Error::usage(
             "--orphans adopt and --no-preload: without the preload a node worker ends with its master",
+        ));
+    }
+    if cli.balance == Balance::Slots {
+        return Err(Error::usage(
+            "--orphans adopt and --balance slots: which slot an orphan's socket belongs to is not known; shared sockets can be adopted",
         ));
     }
     let files = [cli.pid_file.as_deref(), cli.control.as_deref()];

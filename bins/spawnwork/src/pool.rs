@@ -114,7 +114,7 @@ impl Master {
             State::Starting => {
                 if worker.shows_ready(&self.plan.ready, now) {
                     self.on_ready(id, now);
-                } else if now >= worker.started + self.plan.ready_timeout {
+                } else if worker.is_late(&self.plan.ready, now) {
                     let hint = match self.plan.ready {
                         Readiness::Told(Ready::Listen) if worker.spoke => {
                             "; an app that never listens needs --ready alive:1s"
@@ -276,7 +276,7 @@ impl Master {
             }
             self.slots[index].wait = Wait::Nothing;
             let generation = Rc::clone(&self.slots[index].generation);
-            match self.start_worker(index, &generation, Beginning::Open, now) {
+            match self.start_worker(index, &generation, Beginning::Open) {
                 Ok(id) => self.slots[index].current = Some(id),
                 Err(error) => {
                     self.say(
@@ -300,7 +300,6 @@ impl Master {
         slot: usize,
         generation: &Rc<Generation>,
         beginning: Beginning,
-        now: Instant,
     ) -> Result<u64> {
         use common::error::Doing;
         self.last_id += 1;
@@ -338,10 +337,13 @@ impl Master {
                 streams.push(stream);
             }
         }
-        for ((_, fd), name) in self.given.iter().zip(&self.given_names) {
+        let sockets = self.given_to(slot, generation.number)?;
+        for ((_, fd), name) in sockets.iter().zip(&self.given_names) {
             given.sockets.push(fd.as_raw_fd());
             given.names.push(name);
         }
+        given.compat =
+            crate::compat::variables(&self.plan.compat, slot, generation.number, &sockets);
         let mut ours = None;
         if self.plan.node == Node::Direct {
             let (channel, theirs) = channel::pair().doing("make a channel for a worker")?;
@@ -377,14 +379,14 @@ impl Master {
         if let Some(reader) = lifeline {
             lifeline::tie(&reader, child.pid());
         }
+        // Not the time of the event that led here: that may have been waiting for us.
+        let started = Instant::now();
         drop(kept);
 
         let pid = child.pid();
         let count = streams.len();
         for mut stream in streams {
-            stream.set_prefix(
-                expand_with(&self.plan.prefix, slot, generation.number, Some(pid)).into_bytes(),
-            );
+            stream.set_prefix(self.prefix(slot, generation.number, pid));
             let number = id * 2 + stream.which as u64;
             self.events
                 .add(&stream, Token::Stream(number).number(), Interest::Read)?;
@@ -406,13 +408,18 @@ impl Master {
                 generation: Rc::clone(generation),
                 child,
                 state: State::Starting,
-                started: now,
+                started,
+                lifetime: self.plan.max_lifetime.map(|length| {
+                    common::time::jittered(length, self.plan.jitter, common::time::random())
+                }),
+                ready_by: started + self.plan.ready_timeout,
                 ready_at: None,
                 kill_at: None,
                 cause: None,
                 by: None,
                 oom_kills: child::oom_kills(),
                 aborted: false,
+                owed: BTreeSet::new(),
                 channel: ours,
                 spoke: false,
                 open_queries: 0,
@@ -424,7 +431,7 @@ impl Master {
                 heard_by: None,
                 shown: false,
                 ready_fd,
-                check: (None, now),
+                check: (None, started),
                 last: LastLines::new(20, 512),
                 streams: count,
             },
@@ -439,6 +446,15 @@ impl Master {
             ],
         );
         Ok(id)
+    }
+
+    fn prefix(&self, slot: usize, generation: u32, pid: i32) -> Vec<u8> {
+        expand_with(&self.plan.prefix, slot, generation, Some(pid)).into_bytes()
+    }
+
+    /// What stands before each line of a worker.
+    pub(crate) fn prefix_of(&self, worker: &Worker) -> Vec<u8> {
+        self.prefix(worker.slot, worker.generation.number, worker.child.pid())
     }
 
     // ---- ready ----
@@ -492,6 +508,15 @@ impl Master {
                 self.progress(generation, &format!("{ready}/{all} ready"), now);
             }
         }
+        if is_next && self.recycling.replaces(slot) {
+            self.recycled(slot, now);
+        }
+        self.send_owed(id);
+        self.first_generation_serves(now);
+    }
+
+    /// Whether all slots of the first generation serve by now.
+    pub(crate) fn first_generation_serves(&mut self, now: Instant) {
         let all = self.slots.iter().all(|slot| {
             slot.current
                 .and_then(|id| self.workers.get(&id))
@@ -634,7 +659,17 @@ impl Master {
         });
         let words = deaths::spoken(&worker.last);
 
-        if was_next && (!expected || worker.cause.is_some()) {
+        if self.recycling.replaces(slot) && (was_next || was_current) {
+            if was_next {
+                if !expected || worker.cause.is_some() {
+                    let pid = worker.child.pid();
+                    self.recycle_failed(&format!("worker {slot} (pid {pid}) {why}"), now);
+                }
+            } else {
+                // It did not wait for its replacement, which has the slot by that.
+                self.recycled(slot, now);
+            }
+        } else if was_next && (!expected || worker.cause.is_some()) {
             self.reload_failed(
                 &format!("worker {slot} (pid {}) {why}", worker.child.pid()),
                 words,
@@ -671,8 +706,10 @@ impl Master {
         if let Some(next) = next.and_then(|id| self.workers.get(&id)) {
             next.child.let_execute(EXEC);
         }
-        self.sweep(worker, now);
+        // Many may end at once: one look for all of them follows.
+        self.dead.push(worker);
         self.drop_sockets();
+        self.close_removed();
     }
 
     /// The worker of the newest generation died, and with it more than half of its slots in their time
@@ -692,6 +729,7 @@ impl Master {
         let Some((_, old)) = self.trial.take() else {
             return;
         };
+        self.drop_recycle("the generation is taken back", now);
         let bad = self.generation.number;
         let error = format!(
             "more than half of its workers died within {} of the switch; generation {} comes back",
@@ -872,12 +910,17 @@ impl Master {
         }
     }
 
-    /// What the worker left behind in its group, or as orphans, gets TERM, and KILL when it is time.
-    /// The group's number is safe as long as its leader is not reaped, which comes last.
-    fn sweep(&mut self, worker: Worker, now: Instant) {
-        let known: Vec<i32> = self
+    /// What workers that have ended left behind in their groups, or as orphans, gets TERM, and KILL when it
+    /// is time. A group's number is safe as long as its leader is not reaped, which comes last.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        let dead = std::mem::take(&mut self.dead);
+        if dead.is_empty() {
+            return;
+        }
+        let known: BTreeSet<i32> = self
             .workers
             .values()
+            .chain(&dead)
             .flat_map(|worker| {
                 [
                     Some(worker.child.pid()),
@@ -886,12 +929,16 @@ impl Master {
             })
             .flatten()
             .collect();
-        let marks = [
-            format!("SPAWNWORK_PID={}", std::process::id()),
-            format!("WORKER_ID={}", worker.slot),
-            format!("SPAWNWORK_GENERATION={}", worker.generation.number),
-        ];
-        let peers = child::leftovers(worker.child.pid(), &marks, |pid| known.contains(&pid));
+        let trace = |worker: &Worker| child::Trace {
+            group: worker.child.pid(),
+            marks: vec![
+                format!("SPAWNWORK_PID={}", std::process::id()),
+                format!("WORKER_ID={}", worker.slot),
+                format!("SPAWNWORK_GENERATION={}", worker.generation.number),
+            ],
+        };
+        let traces: Vec<child::Trace> = dead.iter().map(trace).collect();
+        let peers = child::leftovers(&traces, |pid| known.contains(&pid));
         if !peers.is_empty() {
             for peer in &peers {
                 peer.signal(TERM);
@@ -902,7 +949,9 @@ impl Master {
                 kill_at: now + self.plan.stop_timeout,
             });
         }
-        let _ = worker.child.reap();
+        for worker in dead {
+            let _ = worker.child.reap();
+        }
     }
 
     // ---- stop ----
@@ -968,7 +1017,11 @@ impl Master {
         if let Phase::Reloading(reloading) = &self.phase {
             reloading.check.iter().for_each(|check| check.abandon());
         }
+        self.drop_recycle("we are stopping", now);
         self.drop_probe();
+        self.upgrade
+            .iter()
+            .for_each(crate::reexec::Upgrade::abandon);
         self.phase = Phase::Stopping(exit);
         self.no_result_will_come(exit, now);
         self.queued_reload = false;
@@ -1011,6 +1064,7 @@ impl Master {
             }
         };
         self.last_generation += 1;
+        self.drop_recycle("a reload has begun", now);
         let old = match std::mem::replace(&mut self.phase, Phase::Running) {
             Phase::Reloading(reloading) => {
                 self.say(
@@ -1090,7 +1144,7 @@ impl Master {
     }
 
     /// Asks a worker to go that has no client and never will.
-    fn call_off(&mut self, id: u64, now: Instant) {
+    pub(crate) fn call_off(&mut self, id: u64, now: Instant) {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
@@ -1177,13 +1231,22 @@ impl Master {
         }
     }
 
+    /// The worker that is to take another's place: known code, which accepts as soon as it listens.
+    pub(crate) fn start_replacement(
+        &mut self,
+        slot: usize,
+        generation: &Rc<Generation>,
+    ) -> Result<u64> {
+        self.start_worker(slot, generation, Beginning::Open)
+    }
+
     fn start_next(&mut self, slot: usize, target: &Rc<Generation>, now: Instant) {
         let beginning = if self.plan.rules(self.slots.len()).surge > 0 {
             Beginning::Held
         } else {
             Beginning::Open
         };
-        match self.start_worker(slot, target, beginning, now) {
+        match self.start_worker(slot, target, beginning) {
             Ok(id) => {
                 if let Some(slot) = self.slots.get_mut(slot) {
                     slot.next = Some(id);
@@ -1233,6 +1296,7 @@ impl Master {
         }
         self.limit_draining(now);
         self.drop_sockets();
+        self.resize(now);
         self.reload_from_queue(now);
     }
 
@@ -1301,39 +1365,13 @@ impl Master {
                     self.line.push_back(index);
                 }
             }
+            self.resize(now);
             self.reload_from_queue(now);
         }
         self.drop_sockets();
     }
 
-    // ---- number of workers, status ----
-
-    pub(crate) fn add_worker(&mut self) {
-        if !matches!(self.phase, Phase::Running) || self.slots.len() >= 10_000 {
-            return;
-        }
-        self.slots.push(Slot::new(&self.generation));
-        self.line.push_back(self.slots.len() - 1);
-        self.say(
-            Level::Info,
-            events::WORKERS_CHANGED,
-            &[("workers", self.slots.len().into())],
-        );
-    }
-
-    pub(crate) fn remove_worker(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Running) || self.slots.len() <= 1 {
-            return;
-        }
-        if let Some(slot) = self.slots.pop() {
-            slot.current.into_iter().for_each(|id| self.leave(id, now));
-        }
-        self.say(
-            Level::Info,
-            events::WORKERS_CHANGED,
-            &[("workers", self.slots.len().into())],
-        );
-    }
+    // ---- status ----
 
     pub(crate) fn status(&mut self, now: Instant) {
         let mut lines: Vec<Vec<(&str, Value)>> = Vec::new();
@@ -1415,8 +1453,9 @@ impl Master {
             (shared.generation < serving && !alive(shared.generation))
                 || (shared.made_by > serving && !alive(shared.made_by))
         });
+        self.close_all_unasked();
         for (_, shared) in dropped {
-            self.events.remove(&*shared.fd);
+            self.forget_socket(&shared);
             self.supervisor.forget(shared.stored.as_deref());
             self.say(
                 Level::Info,

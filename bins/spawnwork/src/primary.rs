@@ -8,6 +8,7 @@ use crate::node::sockets::{Answer, Asker, asked_for, key_of};
 use crate::notify::Alive;
 use crate::plan::{Node, Readiness};
 use crate::run::{Master, Phase, Token};
+use crate::slots::Unasked;
 use crate::worker::{State, Worker};
 use common::event::Level;
 use common::socket;
@@ -136,7 +137,7 @@ impl Master {
             Message::Listening => {
                 worker.open_queries = worker.open_queries.saturating_sub(1);
                 worker.listening_since = Some(now);
-                let held = worker.held;
+                let (held, slot) = (worker.held, worker.slot);
                 // Its own listen() has rewritten the backlog that all share (511 by default).
                 let fds: Vec<(u64, Rc<OwnedFd>)> = self
                     .sockets
@@ -144,7 +145,10 @@ impl Master {
                     .into_iter()
                     .filter_map(|socket| Some((socket, self.sockets.get(socket)?)))
                     .filter(|(_, shared)| shared.kind == HandleType::Net)
-                    .map(|(socket, shared)| (socket, Rc::clone(&shared.fd)))
+                    .map(|(socket, shared)| {
+                        let own = shared.group.as_ref().and_then(|group| group.get(slot));
+                        (socket, own.unwrap_or_else(|| Rc::clone(&shared.fd)))
+                    })
                     .collect();
                 for (socket, fd) in fds {
                     let _ = socket::backlog_again(fd.as_fd(), self.plan.backlog);
@@ -212,9 +216,20 @@ impl Master {
             round_robin: self.plan.balance == Balance::RoundRobin,
         };
         let slot = worker.slot;
-        let answer = self.sockets.ask(query, asker, &self.given);
+        let mut answer = self.sockets.ask(query, asker, &self.given);
         for name in self.sockets.take_released() {
             self.supervisor.discard(name);
+        }
+        let mut of_slot = None;
+        if let Answer::Socket(socket, _) = answer {
+            match self.socket_for(socket, slot, asker.generation) {
+                Ok(fd) => of_slot = fd,
+                Err(why) => {
+                    self.sockets.leave(socket, id);
+                    let errno = why.raw_os_error();
+                    answer = Answer::Refused(errno.unwrap_or(nix::errno::Errno::EINVAL as i32));
+                }
+            }
         }
         let own = self.seq(id);
         match answer {
@@ -263,7 +278,7 @@ impl Master {
                 } else {
                     let text =
                         message::with_handle(kind, &message::shared(own, query.seq, &key, &data));
-                    self.send(id, text, Some(fd));
+                    self.send(id, text, Some(of_slot.unwrap_or(fd)));
                 }
             }
             Answer::Refused(errno) => {
@@ -297,7 +312,7 @@ impl Master {
         let Some(worker) = self.workers.get(&id) else {
             return;
         };
-        let leaving = !worker.stays();
+        let (leaving, slot) = (!worker.stays(), worker.slot);
         let holds_more = !self.sockets.held_by(id).is_empty();
         if leaving {
             // An app that closes its server on TERM by itself is held by nothing but its channel now.
@@ -306,8 +321,9 @@ impl Master {
             }
         } else if !matches!(self.phase, Phase::Stopping(_)) {
             let mine = self.sockets.drop_unheld(|shared| shared.key == key);
+            self.close_unasked(socket, Unasked::Closed(slot));
             for (_, shared) in mine {
-                self.events.remove(&*shared.fd);
+                self.forget_socket(&shared);
                 self.supervisor.forget(shared.stored.as_deref());
                 self.say(
                     Level::Info,
@@ -338,6 +354,11 @@ impl Master {
             self.hand_over(socket, now);
             return;
         }
+        if let Some(group) = shared.group.clone() {
+            let name = shared.name.clone();
+            self.group_listens_again(name, &group);
+            return;
+        }
         let (fd, name) = (Rc::clone(&shared.fd), shared.name.clone());
         let listener = shared.kind == HandleType::Net;
         self.listen_again(&fd, name, listener);
@@ -348,7 +369,11 @@ impl Master {
         let given = usize::try_from(index).ok();
         if let Some((address, fd)) = given.and_then(|index| self.given.get(index)) {
             let (fd, name) = (Rc::clone(fd), address.to_string());
-            self.listen_again(&fd, name, true);
+            let group = given.and_then(|index| self.given_groups.get(index)?.clone());
+            match group {
+                Some(group) => self.group_listens_again(name, &group),
+                None => self.listen_again(&fd, name, true),
+            }
         }
     }
 
@@ -358,6 +383,10 @@ impl Master {
         if !again {
             self.events.remove(&**fd);
         }
+        self.say_listens_again(name, again);
+    }
+
+    pub(crate) fn say_listens_again(&mut self, name: String, again: bool) {
         let level = if again { Level::Warning } else { Level::Error };
         self.say(
             level,
@@ -447,7 +476,7 @@ impl Master {
         due.into_iter().for_each(|id| self.hand_over(id, now));
     }
 
-    fn arm_socket(&mut self, socket: u64, now: Instant) {
+    pub(crate) fn arm_socket(&mut self, socket: u64, now: Instant) {
         let Some(shared) = self.sockets.get(socket) else {
             return;
         };

@@ -453,7 +453,7 @@ mod tests {
             let (mut started, mut switched) = (BTreeSet::new(), BTreeSet::new());
             let mut emptied = BTreeSet::new();
             let mut committed = false;
-            let calm = (0..slots * 8).map(|step| (step % slots, 3000));
+            let calm = (0..(slots + 1) * (slots + 1) * 2).map(|step| (step % slots, 3000));
             for (slot, wait) in choices.into_iter().chain(calm) {
                 now += Duration::from_millis(wait);
                 let slot = slot % slots;

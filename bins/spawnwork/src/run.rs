@@ -1,5 +1,6 @@
 //! The loop: what happened -> what follows.
 
+use crate::actions::{Action, Hangup};
 use crate::adopt::Orphans;
 use crate::cli::OrphansArg;
 use crate::control::{self, Waiting};
@@ -15,18 +16,23 @@ use crate::output::{self, Output, Readout, Stream, Which};
 use crate::plan::{Listen, Node, Plan, Readiness};
 use crate::pool::Reloading;
 use crate::probe::Probe;
+use crate::recycle::Recycling;
+use crate::reexec::Upgrade;
 use crate::reload::Trial;
+use crate::resize::Resizing;
+use crate::slots::Group;
+use crate::state::Taken;
 use crate::status::{Frozen, Reloads};
 use crate::store::{self, Origin, Returned, Spot};
 use crate::supervisor::Supervisor;
 use crate::worker::{Slot, State, Wait, Worker};
 use common::child::{self, Peer};
-use common::control::Server;
+use common::control::{Reply, Server};
 use common::error::{Doing, Error, Result};
 use common::event::{Format, Level, Log, Value};
 use common::exit::Exit;
 use common::file::PidFile;
-use common::signal::{Received, Sender, Signals};
+use common::signal::{Received, Signals};
 use common::socket::{self, Address};
 use common::sys;
 use common::wait::{Interest, Loop, Wake};
@@ -111,6 +117,9 @@ impl Token {
     }
 }
 
+/// To look so late means that we were stopped, or the whole machine was: limits of others are put off.
+const OVERSLEPT: Duration = Duration::from_millis(250);
+
 /// What the pool as a whole is doing.
 #[derive(Debug)]
 pub enum Phase {
@@ -149,7 +158,11 @@ pub struct Master {
     pub(crate) reloads: Reloads,
     pub(crate) deaths: BTreeMap<By, u64>,
     pub(crate) probe: Option<Probe>,
+    pub(crate) recycling: Recycling,
+    pub(crate) pid_file: Option<PidFile>,
     pub(crate) control: Option<Server>,
+    /// The new program looks at our state.
+    pub(crate) upgrade: Option<Upgrade>,
     pub(crate) waiting: Vec<Waiting>,
     /// Clients that are told every event, and the form that they get it in.
     pub(crate) subscribers: Vec<u64>,
@@ -157,7 +170,10 @@ pub struct Master {
     pub(crate) line: VecDeque<usize>,
     pub(crate) given: Vec<(Address, Rc<OwnedFd>)>,
     pub(crate) given_names: Vec<String>,
-    own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
+    /// The sockets of the slots, where they have their own.
+    pub(crate) given_groups: Vec<Option<Rc<crate::slots::Group>>>,
+    pub(crate) resizing: Option<Resizing>,
+    pub(crate) own_paths: Vec<(std::path::PathBuf, common::file::Identity)>,
     pub(crate) sockets: Sockets,
     pub(crate) supervisor: Supervisor,
     pub(crate) streams: BTreeMap<u64, Stream>,
@@ -171,6 +187,8 @@ pub struct Master {
     /// The workers of a dead master.
     pub(crate) orphans: Orphans,
     pub(crate) lifeline: Option<Lifeline>,
+    /// Workers that have ended and are not reaped.
+    pub(crate) dead: Vec<Worker>,
     pub(crate) null: OwnedFd,
     pub(crate) started: Instant,
     pub(crate) ever_ready: bool,
@@ -187,102 +205,217 @@ pub struct Master {
 pub fn run(mut plan: Plan) -> Result<Exit> {
     common::fds::ensure_standard()?;
     let signals = Signals::block()?;
-    let log = Log::new("spawnwork", plan.format, plan.level);
-    let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
-    let control = plan
-        .control
-        .as_deref()
-        .map(|path| Server::open(path, control::client_token))
-        .transpose()?;
-    // The journal's form is for the journal alone.
-    let feed = match plan.format {
-        Some(Format::Json) => Format::Json,
-        Some(Format::Text | Format::Journal) | None => Format::Text,
-    };
-    let generation = Rc::new(Generation::new(1, &plan)?);
+    let saved = plan.saved.take();
     let listen = std::mem::take(&mut plan.listen);
-    let returned = Returned::new(std::mem::take(&mut plan.returned));
-    let mut master = Master {
-        log,
-        events: Loop::new()?,
-        slots: (0..plan.workers).map(|_| Slot::new(&generation)).collect(),
-        workers: BTreeMap::new(),
-        last_id: 0,
-        generation,
-        last_generation: 1,
-        phase: Phase::Initial,
-        queued_reload: false,
-        frozen: None,
-        trial: None,
-        reloads: Reloads::default(),
-        deaths: BTreeMap::new(),
-        probe: None,
-        control,
-        waiting: Vec::new(),
-        subscribers: Vec::new(),
-        feed: Log::new("spawnwork", Some(feed), Level::Info),
-        line: (0..plan.workers).collect(),
-        given: Vec::new(),
-        given_names: Vec::new(),
-        own_paths: Vec::new(),
-        sockets: Sockets::new(returned),
-        supervisor: Supervisor::of_environment(),
-        streams: BTreeMap::new(),
-        outputs: [None, None],
-        one_output: output::same(sys::standard(1), sys::standard(2)),
-        outputs_waiting: [false; 2],
-        notify: None,
-        rendezvous: None,
-        preload: None,
-        leftovers: Vec::new(),
-        orphans: Orphans::default(),
-        lifeline: None,
-        null: std::fs::OpenOptions::new()
-            .read(true)
-            .open("/dev/null")
-            .doing("open /dev/null")?
-            .into(),
-        started: Instant::now(),
-        ever_ready: false,
-        served: false,
-        late: BTreeSet::new(),
-        lost: 0,
-        plan,
+    let mut master = match &saved {
+        None => {
+            let pid_file = plan.pid_file.as_deref().map(PidFile::create).transpose()?;
+            let control = plan
+                .control
+                .as_deref()
+                .map(|path| Server::open(path, control::client_token))
+                .transpose()?;
+            Master::new(plan, pid_file, control)?
+        }
+        Some(saved) => {
+            let mut taken = Taken::default();
+            let pid_file = match (&plan.pid_file, saved.pid_file) {
+                (Some(path), Some(fd)) => Some(PidFile::again(path, taken.own(fd)?)?),
+                (_, None) | (None, _) => None,
+            };
+            let control = match (&plan.control, saved.control) {
+                (Some(path), Some(fd)) => {
+                    Some(Server::again(path, taken.own(fd)?, control::client_token))
+                }
+                (_, None) | (None, _) => None,
+            };
+            Master::new(plan, pid_file, control)?
+        }
     };
-    master.outputs[1] = Some(Output::open(2));
-    if master.plan.pipe_stdout && !master.one_output {
-        master.outputs[0] = Some(Output::open(1));
-    }
-    if let Some(exit) = master.adopt(&signals) {
-        return Ok(exit);
-    }
-    for one in listen {
-        master.listen(one)?;
-    }
-    master.prepare()?;
-    master.read_orphans(Instant::now());
     master
         .events
         .add(&signals, Token::Signals.number(), Interest::Read)?;
+    let resumed = saved.is_some();
+    match saved {
+        None => {
+            if let Some(exit) = master.adopt(&signals) {
+                return Ok(master.leave_early(exit));
+            }
+            master.prepare()?;
+            for one in listen {
+                let bound = master.listen(one, &signals);
+                // Told to stop while it waited for an address.
+                if let Phase::Stopping(exit) = master.phase {
+                    return Ok(master.leave_early(exit));
+                }
+                bound?;
+            }
+            master.read_orphans(Instant::now());
+        }
+        Some(saved) => {
+            let client = saved.client;
+            master.restore(saved, Instant::now())?;
+            master.prepare()?;
+            master.resumed(client, Instant::now());
+        }
+    }
     // Orphans of our workers come to us, and can be found; PID 1 gets them anyway.
     let _ = sys::become_subreaper();
-    master.say(
-        Level::Info,
-        events::STARTED,
-        &[
-            ("workers", master.plan.workers.into()),
-            ("generation", 1u32.into()),
-        ],
-    );
+    if !resumed {
+        master.say(
+            Level::Info,
+            events::STARTED,
+            &[
+                ("workers", master.plan.workers.into()),
+                ("generation", 1u32.into()),
+            ],
+        );
+    }
     let result = master.serve(&signals);
     master.end(result.as_ref().ok().copied());
-    drop(pid_file);
+    master.pid_file = None;
     master.leave_clients();
     result
 }
 
 impl Master {
-    fn listen(&mut self, one: Listen) -> Result<()> {
+    fn new(mut plan: Plan, pid_file: Option<PidFile>, control: Option<Server>) -> Result<Master> {
+        // The journal's form is for the journal alone.
+        let feed = match plan.format {
+            Some(Format::Json) => Format::Json,
+            Some(Format::Text | Format::Journal) | None => Format::Text,
+        };
+        let generation = Rc::new(Generation::new(1, &plan)?);
+        let returned = Returned::new(std::mem::take(&mut plan.returned));
+        let mut master = Master {
+            log: Log::new("spawnwork", plan.format, plan.level),
+            events: Loop::new()?,
+            slots: (0..plan.workers).map(|_| Slot::new(&generation)).collect(),
+            workers: BTreeMap::new(),
+            last_id: 0,
+            generation,
+            last_generation: 1,
+            phase: Phase::Initial,
+            queued_reload: false,
+            frozen: None,
+            trial: None,
+            reloads: Reloads::default(),
+            deaths: BTreeMap::new(),
+            probe: None,
+            recycling: Recycling::default(),
+            pid_file,
+            control,
+            upgrade: None,
+            waiting: Vec::new(),
+            subscribers: Vec::new(),
+            feed: Log::new("spawnwork", Some(feed), Level::Info),
+            line: (0..plan.workers).collect(),
+            given: Vec::new(),
+            given_names: Vec::new(),
+            given_groups: Vec::new(),
+            resizing: None,
+            own_paths: Vec::new(),
+            sockets: Sockets::new(returned),
+            supervisor: Supervisor::of_environment(),
+            streams: BTreeMap::new(),
+            outputs: [None, None],
+            one_output: output::same(sys::standard(1), sys::standard(2)),
+            outputs_waiting: [false; 2],
+            notify: None,
+            rendezvous: None,
+            preload: None,
+            leftovers: Vec::new(),
+            orphans: Orphans::default(),
+            lifeline: None,
+            dead: Vec::new(),
+            null: std::fs::OpenOptions::new()
+                .read(true)
+                .open("/dev/null")
+                .doing("open /dev/null")?
+                .into(),
+            started: Instant::now(),
+            ever_ready: false,
+            served: false,
+            late: BTreeSet::new(),
+            lost: 0,
+            plan,
+        };
+        master.outputs[1] = Some(Output::open(2));
+        if master.plan.pipe_stdout && !master.one_output {
+            master.outputs[0] = Some(Output::open(1));
+        }
+        Ok(master)
+    }
+
+    /// The end, before there was a worker.
+    fn leave_early(&mut self, exit: Exit) -> Exit {
+        self.end(Some(exit));
+        self.pid_file = None;
+        self.leave_clients();
+        exit
+    }
+
+    /// We are the program that took the place of another one.
+    fn resumed(&mut self, client: Option<i32>, now: Instant) {
+        let ids: Vec<u64> = self.sockets.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(shared) = self.sockets.get(id) {
+                let (fd, stored) = (Rc::clone(&shared.fd), shared.stored.clone());
+                let group = shared.group.clone();
+                let group = group.filter(|_| !shared.ours);
+                let members = group.map(|group| group.all()).unwrap_or_default();
+                for fd in members.iter().chain([&fd]) {
+                    // One of the members is the first; to add it twice does nothing.
+                    let _ = self
+                        .events
+                        .add(&**fd, Token::Socket(id).number(), Interest::Nothing);
+                }
+                let _ = self.supervisor.keep(stored, &fd);
+            }
+            self.arm_socket(id, now);
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        let fields = [
+            ("version", version.into()),
+            ("generation", self.generation.number.into()),
+            ("workers", self.slots.len().into()),
+        ];
+        self.say(Level::Info, events::REEXECUTED, &fields);
+        let client = client.and_then(sys::adopt);
+        if let (Some(control), Some(fd)) = (self.control.as_mut(), client) {
+            let reply = Reply::Ok(format!("spawnwork {version} has taken over"));
+            control.answer_for(&self.events, fd, &reply, now);
+        }
+        // Whoever died in between has told nobody.
+        self.reap(now);
+    }
+
+    /// A socket of `--listen` that the program before us had.
+    pub(crate) fn take_given(
+        &mut self,
+        name: String,
+        address: Address,
+        fd: Rc<OwnedFd>,
+        group: Option<Rc<Group>>,
+    ) -> Result<()> {
+        if self.plan.node == Node::No {
+            let number = self.given.len() as u64;
+            let members = group.as_ref().map(|group| group.all()).unwrap_or_default();
+            for fd in members.iter().chain([&fd]) {
+                let _ = self
+                    .events
+                    .add(&**fd, Token::Given(number).number(), Interest::Nothing);
+            }
+        }
+        let stored = Spot::of(&address).name();
+        self.supervisor.keep(stored, &fd);
+        self.given.push((address, fd));
+        self.given_groups.push(group);
+        self.given_names.push(name);
+        Ok(())
+    }
+
+    fn listen(&mut self, one: Listen, signals: &Signals) -> Result<()> {
         let bound = matches!(one, Listen::Bind(..));
         let mut stored = None;
         let mut origin = Origin::Bound;
@@ -300,18 +433,11 @@ impl Master {
                             origin = Origin::Adopted;
                             Ok(fd)
                         }
-                        None => socket::listen(&address, self.plan.rights, self.plan.backlog),
+                        None => self.bind(&address, signals),
                     },
                 };
-                let fd = made.map_err(|why| {
-                    let mut text = common::error::describe(&why);
-                    let holder = (why.kind() == std::io::ErrorKind::AddrInUse)
-                        .then(|| socket::holder_of(&address));
-                    if let Some((pid, command)) = holder.flatten() {
-                        text = format!("{text} (held by pid {pid}, {command})");
-                    }
-                    Error::new(&format!("bind {address}"), text)
-                })?;
+                let fd = made
+                    .map_err(|why| Error::new(&format!("bind {address}"), busy(&why, &address)))?;
                 let real = match (&address, socket::local_addr(&fd)) {
                     (Address::Tcp { host, port: 0 }, Ok(socket::LocalAddr::Inet(bound))) => {
                         Address::Tcp {
@@ -367,9 +493,69 @@ impl Master {
         }
         let fd = Rc::new(fd);
         self.supervisor.keep(stored, &fd);
+        let group = if bound {
+            self.group_of_given(&fd)
+                .doing(&format!("share {address} with SO_REUSEPORT"))?
+        } else {
+            None
+        };
         self.given.push((address, fd));
+        self.given_groups.push(group);
         self.given_names.push(name);
         Ok(())
+    }
+
+    /// Binds. An address in use is tried again until `--bind-retry` is over; signals and the control
+    /// socket are served meanwhile.
+    fn bind(&mut self, address: &Address, signals: &Signals) -> std::io::Result<OwnedFd> {
+        const AGAIN: Duration = Duration::from_millis(100);
+        let until = Instant::now() + self.plan.bind_retry;
+        let mut wakes: Vec<Wake> = Vec::new();
+        let mut said = false;
+        loop {
+            let why = match socket::listen(address, self.plan.rights, self.plan.backlog) {
+                Err(why) if why.kind() == std::io::ErrorKind::AddrInUse => why,
+                done => return done,
+            };
+            let now = Instant::now();
+            if now >= until {
+                return Err(why);
+            }
+            if !said {
+                said = true;
+                let fields = [
+                    ("address", address.to_string().into()),
+                    ("wait", self.plan.bind_retry.into()),
+                    ("error", busy(&why, address).into()),
+                ];
+                self.say(Level::Warning, events::BIND_WAITING, &fields);
+            }
+            self.drive_outputs();
+            self.events
+                .wait(Some(until.min(now + AGAIN)), &mut wakes)
+                .map_err(|why| std::io::Error::other(why.message))?;
+            let now = Instant::now();
+            let mut signalled = false;
+            for wake in &wakes {
+                // There are no workers yet, and nothing else that could come from them.
+                let token = Token::from_number(wake.token);
+                signalled |= token == Some(Token::Signals);
+                if token == Some(Token::Control) {
+                    self.on_door(now);
+                } else if let Some(Token::Client(id)) = token {
+                    self.on_client(id, *wake, now);
+                }
+            }
+            if let Some(control) = self.control.as_mut() {
+                control.expire(&self.events, now);
+            }
+            if signalled {
+                self.on_signals(signals, now);
+            }
+            if matches!(self.phase, Phase::Stopping(_)) {
+                return Err(why);
+            }
+        }
     }
 
     pub(crate) fn warn_of_somaxconn(&self, address: &str) {
@@ -396,7 +582,10 @@ impl Master {
             Readiness::Found | Readiness::Told(crate::cli::Ready::Notify)
         ) || self.plan.watchdog.is_some()
         {
-            let notify = Notify::open()?;
+            let notify = match self.notify.take() {
+                Some(notify) => notify,
+                None => Notify::open()?,
+            };
             self.events
                 .add(&notify, Token::Notify.number(), Interest::Read)?;
             self.notify = Some(notify);
@@ -406,15 +595,18 @@ impl Master {
                 .add(control, Token::Control.number(), Interest::Read)?;
         }
         if self.plan.node == Node::Shim {
-            let rendezvous = Rendezvous::open()?;
+            let rendezvous = match self.rendezvous.take() {
+                Some(rendezvous) => rendezvous,
+                None => Rendezvous::open()?,
+            };
             self.events
                 .add(&rendezvous.fd, Token::Rendezvous.number(), Interest::Read)?;
             self.rendezvous = Some(rendezvous);
         }
-        if self.plan.node != Node::No && self.plan.preload {
+        if self.plan.node != Node::No && self.plan.preload && self.preload.is_none() {
             self.preload = Some(Preload::write()?);
         }
-        if self.plan.orphans == OrphansArg::Die {
+        if self.plan.orphans == OrphansArg::Die && self.lifeline.is_none() {
             self.lifeline = Some(Lifeline::open()?);
         }
         for which in [Which::Out, Which::Err] {
@@ -433,8 +625,9 @@ impl Master {
 
     fn serve(&mut self, signals: &Signals) -> Result<Exit> {
         let mut wakes: Vec<Wake> = Vec::new();
+        let mut last = Instant::now();
         loop {
-            let now = Instant::now();
+            let now = self.look(last, last);
             self.on_time(now);
             self.tell_supervisor(now);
             match self.phase {
@@ -448,9 +641,11 @@ impl Master {
                 Phase::Stopping(_) | Phase::Initial | Phase::Running | Phase::Reloading(_) => {}
             }
             self.drive_outputs();
-            self.events
-                .wait(self.deadline(Instant::now()), &mut wakes)?;
-            let now = Instant::now();
+            let due = self.deadline(Instant::now());
+            self.events.wait(due, &mut wakes)?;
+            // Without a deadline nobody can be late.
+            let now = self.look(due.unwrap_or_else(Instant::now), last);
+            last = now;
             let mut signalled = false;
             for wake in &wakes {
                 match Token::from_number(wake.token) {
@@ -476,22 +671,51 @@ impl Master {
         }
     }
 
+    /// What time it is, when it ought to be about `expected`, and was `last` when we last looked: from
+    /// then on we may have been stopped.
+    fn look(&mut self, expected: Instant, last: Instant) -> Instant {
+        let now = Instant::now();
+        if now.saturating_duration_since(expected) > OVERSLEPT {
+            self.put_off(now.saturating_duration_since(last));
+        }
+        now
+    }
+
+    /// Nobody is late because we were.
+    fn put_off(&mut self, late: Duration) {
+        self.workers
+            .values_mut()
+            .for_each(|worker| worker.put_off(late));
+        if let Some(probe) = self.probe.as_mut() {
+            probe.deadline += late;
+        }
+        if let Phase::Reloading(reloading) = &mut self.phase {
+            if let Some(check) = reloading.check.as_mut() {
+                check.deadline += late;
+            }
+        }
+    }
+
     /// Child ends first, then stops, then reloads: a batch has no order of its own.
     fn on_signals(&mut self, signals: &Signals, now: Instant) {
         const CHLD: i32 = 17;
-        let mut batch: Vec<Received> = std::iter::from_fn(|| signals.next()).collect();
-        let rank = |signal: i32| match name(signal).as_str() {
-            "CHLD" => 0,
-            "QUIT" | "TERM" | "INT" => 1,
-            _ => 2,
-        };
-        batch.sort_by_key(|received| rank(received.signal));
+        let batch: Vec<Received> = std::iter::from_fn(|| signals.next()).collect();
         if batch.iter().any(|received| received.signal == CHLD) {
             self.reap(now);
         }
-        for received in batch {
-            match name(received.signal).as_str() {
-                "TERM" | "INT" => {
+        let hangup = if signals.hup_ignored() {
+            Hangup::Ignored
+        } else {
+            Hangup::Heard
+        };
+        let mut batch: Vec<(Received, Action)> = batch
+            .into_iter()
+            .map(|received| (received, self.plan.actions.of(received, hangup)))
+            .collect();
+        batch.sort_by_key(|(_, action)| action.rank());
+        for (received, action) in batch {
+            match action {
+                Action::Stop => {
                     self.say(
                         Level::Info,
                         events::STOP_REQUESTED,
@@ -503,25 +727,62 @@ impl Master {
                         self.stop(Exit::Ok, now);
                     }
                 }
-                "QUIT" => {
+                Action::Quit => {
+                    let name = name(received.signal);
                     self.say(
                         Level::Info,
                         events::STOP_REQUESTED,
-                        &[("signal", "QUIT".into())],
+                        &[("signal", name.clone().into())],
                     );
                     if !matches!(self.phase, Phase::Stopping(_)) {
                         self.stop(Exit::Ok, now);
                     }
-                    self.kill_all("QUIT", now);
+                    self.kill_all(&name, now);
                 }
-                "USR2" => drop(self.reload(now)),
-                "HUP" if !signals.hup_ignored() => drop(self.reload(now)),
-                "USR1" => self.status(now),
-                "TTIN" if matches!(received.sender, Sender::Process(_)) => self.add_worker(),
-                "TTOU" if matches!(received.sender, Sender::Process(_)) => self.remove_worker(now),
-                // Everything else, SIGCHLD and SIGWINCH among it, ends nobody.
-                _ => {}
+                Action::Reload => drop(self.reload(now)),
+                Action::Status => self.status(now),
+                Action::Add => drop(self.add_workers(1, now)),
+                Action::Remove => drop(self.remove_workers(1, now)),
+                Action::Forward(other) => self.forward(other.unwrap_or(received.signal)),
+                Action::Ignore => {}
             }
+        }
+    }
+
+    /// Passes a signal on to each worker's group. One that starts gets it when it is ready: before its
+    /// program has installed a handler, most signals would end it.
+    fn forward(&mut self, signal: i32) {
+        let mut count = 0usize;
+        for worker in self.workers.values_mut() {
+            match worker.state {
+                State::Starting => drop(worker.owed.insert(signal)),
+                State::Serving | State::Draining => {
+                    if crate::control::ENDING.contains(&signal) {
+                        worker.by.get_or_insert(By::Operator);
+                    }
+                    worker.child.signal_group(signal);
+                }
+                State::Aborting | State::Killing => continue,
+            }
+            count += 1;
+        }
+        self.say(
+            Level::Info,
+            events::SIGNAL_FORWARDED,
+            &[("signal", name(signal).into()), ("workers", count.into())],
+        );
+    }
+
+    /// What was passed on while the worker started.
+    pub(crate) fn send_owed(&mut self, id: u64) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        for signal in std::mem::take(&mut worker.owed) {
+            if crate::control::ENDING.contains(&signal) {
+                worker.by.get_or_insert(By::Operator);
+            }
+            worker.child.signal_group(signal);
         }
     }
 
@@ -540,6 +801,13 @@ impl Master {
             self.on_stream(id, now);
         }
         self.on_check_time(now);
+        if let Some(upgrade) = self
+            .upgrade
+            .as_ref()
+            .filter(|upgrade| upgrade.deadline <= now)
+        {
+            upgrade.abandon();
+        }
         if self
             .probe
             .as_ref()
@@ -548,7 +816,9 @@ impl Master {
             self.on_probe(now);
         }
         self.on_watchdog(now);
+        self.resize(now);
         self.on_workers_time(now);
+        self.recycle(now);
         self.hand_over_all(now);
         if let Some(control) = self.control.as_mut() {
             control.expire(&self.events, now);
@@ -600,7 +870,10 @@ impl Master {
             .chain(sockets)
             .chain(leftovers)
             .chain(reload)
+            .chain(self.resize_deadline(now))
+            .chain(self.recycle_deadline())
             .chain(self.probe.as_ref().map(|probe| probe.deadline))
+            .chain(self.upgrade.as_ref().map(|upgrade| upgrade.deadline))
             .chain(self.control.as_ref().and_then(Server::deadline))
             .chain(line)
             .chain(strangers)
@@ -612,7 +885,7 @@ impl Master {
     fn worker_deadline(&self, worker: &Worker, now: Instant) -> Option<Instant> {
         match worker.state {
             State::Starting => {
-                let limit = worker.started + self.plan.ready_timeout;
+                let limit = worker.ready_by;
                 let ready = worker.ready_from(&self.plan.ready);
                 let check = match self.plan.ready {
                     Readiness::Told(crate::cli::Ready::Exec(_)) if worker.check.0.is_none() => {
@@ -818,6 +1091,7 @@ impl Master {
     /// The last answers: when they are read, everything of ours is free for the next master.
     fn leave_clients(&mut self) {
         self.given.clear();
+        self.given_groups.clear();
         self.sockets = Sockets::default();
         if let Some(control) = self.control.as_mut() {
             control.unlink();
@@ -828,16 +1102,27 @@ impl Master {
         }
     }
 
+    fn id_of(&self, pid: i32) -> Option<u64> {
+        let mut workers = self.workers.values();
+        let found = workers.find(|worker| worker.child.pid() == pid);
+        found.map(|worker| worker.id)
+    }
+
     /// Every child that has ended.
     fn reap(&mut self, now: Instant) {
+        let ended: Vec<u64> = self
+            .workers
+            .values()
+            .filter(|worker| worker.child.ended().is_some())
+            .map(|worker| worker.id)
+            .collect();
+        ended.into_iter().for_each(|id| self.on_worker_end(id, now));
+        self.sweep(now);
         while let Some(pid) = child::next_ended() {
-            if let Some(id) = self
-                .workers
-                .values()
-                .find(|worker| worker.child.pid() == pid)
-                .map(|worker| worker.id)
-            {
+            if let Some(id) = self.id_of(pid) {
+                // Since we looked.
                 self.on_worker_end(id, now);
+                self.sweep(now);
             } else if let Some(worker) = self.workers.values_mut().find(|worker| {
                 worker
                     .check
@@ -854,10 +1139,26 @@ impl Master {
                 if reloading.check.as_ref().is_some_and(|check| check.pid() == pid))
             {
                 self.on_check_end(now);
+            } else if self
+                .upgrade
+                .as_ref()
+                .is_some_and(|upgrade| upgrade.pid() == pid)
+            {
+                self.on_upgrade_end(now);
             } else {
                 child::reap_stranger(pid);
             }
         }
+    }
+}
+
+/// Why an address cannot be had, and who has it.
+fn busy(why: &std::io::Error, address: &Address) -> String {
+    let text = common::error::describe(why);
+    let in_use = why.kind() == std::io::ErrorKind::AddrInUse;
+    match in_use.then(|| socket::holder_of(address)).flatten() {
+        Some((pid, command)) => format!("{text} (held by pid {pid}, {command})"),
+        None => text,
     }
 }
 

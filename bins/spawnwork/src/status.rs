@@ -4,14 +4,13 @@
 use crate::deaths::By;
 use crate::run::{Master, Phase};
 use crate::worker::{State, Wait, Worker};
-use common::socket;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 /// How reloads ended, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reloads {
     /// The new generation took over.
     pub committed: u64,
@@ -217,7 +216,7 @@ impl Master {
         let asked =
             asked.map(|(_, shared)| (shared.name.clone(), &shared.fd, Some(shared.holders.len())));
         let sockets = given.chain(asked).map(|(address, fd, workers)| {
-            let queue = socket::queue(&**fd);
+            let queue = self.queue_of(fd);
             SocketStatus {
                 address,
                 workers,

@@ -112,7 +112,7 @@ impl State {
                     .map_or_else(String::new, |failed| format!(" to generation {failed}"));
                 format!("reload{failed} failed, back to generation {generation}, {serve}")
             }
-            Stage::Stopping { left } => format!("stopping, {left} workers left"),
+            Stage::Stopping { left } => format!("stopping, workers left: {left}"),
         }
     }
 
@@ -215,7 +215,10 @@ pub fn limit(stage: Stage, plan: &Plan, workers: usize) -> Duration {
                 each = each.saturating_add(plan.stop_timeout);
             }
             let rest = waves(workers.saturating_sub(1), rules.parallel.min(rules.surge));
+            // --check comes before all of them, and has the same time.
+            let check = plan.check.as_ref().map_or(Duration::ZERO, |_| ready);
             each.saturating_mul(rest.saturating_add(1))
+                .saturating_add(check)
                 .saturating_add(MARGIN)
         }
         // The workers, and then what they leave behind.
@@ -772,9 +775,9 @@ mod tests {
             assert_eq!(
                 said(&mut told, &[left(2), left(1), left(1), left(0)]),
                 [
-                    "STOPPING=1\nSTATUS=stopping, 2 workers left",
-                    "STATUS=stopping, 1 workers left",
-                    "STATUS=stopping, 0 workers left",
+                    "STOPPING=1\nSTATUS=stopping, workers left: 2",
+                    "STATUS=stopping, workers left: 1",
+                    "STATUS=stopping, workers left: 0",
                 ]
             );
         }

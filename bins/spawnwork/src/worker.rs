@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// starting -> serving -> draining -> killing -> gone; a hung one aborting instead of draining.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum State {
     /// Not ready yet.
     Starting,
@@ -55,6 +55,10 @@ pub struct Worker {
     pub state: State,
     /// When it was forked.
     pub started: Instant,
+    /// How long it may live, its own jitter included.
+    pub lifetime: Option<Duration>,
+    /// Not ready by then is failed.
+    pub ready_by: Instant,
     /// When it became ready.
     pub ready_at: Option<Instant>,
     /// Draining: when patience ends.
@@ -67,6 +71,8 @@ pub struct Worker {
     pub oom_kills: Option<u64>,
     /// It never had the slot that it was made for, and will not.
     pub aborted: bool,
+    /// Signals to be passed on to it once it is ready: before that it may not handle them yet.
+    pub owed: std::collections::BTreeSet<i32>,
     /// Node's channel.
     pub channel: Option<Channel>,
     /// Something came through the channel at some time.
@@ -116,6 +122,21 @@ impl Worker {
             Some(at) => at <= now,
             None => false,
         }
+    }
+
+    /// Its time to become ready is over. What has shown that it listens, and only has to be quiet for a
+    /// moment yet, is not late.
+    #[must_use]
+    pub fn is_late(&self, how: &Readiness, now: Instant) -> bool {
+        let soon = self.ready_from(how);
+        now >= self.ready_by && soon.is_none_or(|at| at > self.ready_by + SETTLED)
+    }
+
+    /// We have not looked for `late`: stopped, or with the whole machine. What it may have done
+    /// meanwhile it gets the time to show.
+    pub fn put_off(&mut self, late: Duration) {
+        self.ready_by += late;
+        self.kill_at = self.kill_at.map(|at| at + late);
     }
 
     /// From when on it counts as ready; `None` while only an event can make it so.

@@ -51,6 +51,18 @@ impl Turns {
         Some(chosen)
     }
 
+    /// Who serves this socket.
+    pub fn workers(&self) -> impl Iterator<Item = u64> {
+        self.workers.keys().copied()
+    }
+
+    /// A connection is under way to it that was handed over before.
+    pub fn spend(&mut self, worker: u64) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.under_way += 1;
+        }
+    }
+
     /// A worker answered: it took the connection, or refused it.
     pub fn answered(&mut self, worker: u64, accepted: bool, now: Instant) {
         if let Some(worker) = self.workers.get_mut(&worker) {

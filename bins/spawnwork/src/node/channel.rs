@@ -4,14 +4,16 @@
 //! one descriptor, sent with the first byte of its message.
 
 use super::message::{self, Garbage, Message};
+use crate::state::{Hex, Open, Taken};
 use common::sys;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 /// The longest message that a worker may send, in bytes.
@@ -50,6 +52,15 @@ struct Waiting {
     bytes: Vec<u8>,
     sent: usize,
     handle: Option<Rc<OwnedFd>>,
+}
+
+/// A channel, for another program in our place.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedChannel {
+    fd: RawFd,
+    input: Hex,
+    output: Vec<(Hex, Option<RawFd>)>,
+    seq: u64,
 }
 
 /// Our end.
@@ -91,6 +102,49 @@ impl Channel {
             waiting: 0,
             seq: 0,
         })
+    }
+
+    /// Takes it down.
+    pub fn save(&self, open: &mut Open) -> SavedChannel {
+        let waiting = self.output.iter().map(|one| {
+            let handle = one.handle.as_ref().map(|handle| open.keep(&**handle));
+            (Hex::new(&one.bytes[one.sent..]), handle)
+        });
+        let output = waiting.collect();
+        SavedChannel {
+            fd: open.keep(self),
+            input: Hex::new(&self.input),
+            output,
+            seq: self.seq,
+        }
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// A descriptor is not open.
+    pub fn restore(saved: SavedChannel, taken: &mut Taken) -> common::error::Result<Channel> {
+        let mut channel = Channel {
+            fd: taken.own(saved.fd)?,
+            input: saved.input.bytes(),
+            output: VecDeque::new(),
+            waiting: 0,
+            seq: saved.seq,
+        };
+        for (bytes, handle) in saved.output {
+            let bytes = bytes.bytes();
+            let handle = match handle {
+                Some(number) => Some(taken.shared(number)?),
+                None => None,
+            };
+            channel.waiting += bytes.len();
+            channel.output.push_back(Waiting {
+                bytes,
+                sent: 0,
+                handle,
+            });
+        }
+        Ok(channel)
     }
 
     /// A number for the next message.

@@ -1,7 +1,7 @@
 //! The messages: JSON lines in, typed; JSON lines out.
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 
@@ -48,7 +48,7 @@ pub struct Query {
 }
 
 /// The socket that a worker wants, which is also what makes two queries mean the same one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Wanted {
     /// A TCP port on an address (`None`: all).
     Tcp {

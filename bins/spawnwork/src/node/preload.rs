@@ -70,6 +70,38 @@ impl Preload {
         Ok(preload)
     }
 
+    /// The directory of the program before us, with our own module in it: scripts that are still to be
+    /// started know its path.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn again(directory: PathBuf) -> Result<Preload> {
+        let preload = Preload {
+            directory,
+            owner: std::process::id(),
+        };
+        let replace = || -> std::io::Result<()> {
+            let new = preload.directory.join("drain.new");
+            let _ = std::fs::remove_file(&new);
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o444)
+                .open(&new)?;
+            file.write_all(SOURCE.as_bytes())?;
+            std::fs::set_permissions(&new, PermissionsExt::from_mode(0o444))?;
+            std::fs::rename(&new, preload.path())
+        };
+        replace().doing("write the preload of node workers")?;
+        Ok(preload)
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// The module's path.
     #[must_use]
     pub fn path(&self) -> PathBuf {

@@ -56,6 +56,18 @@ impl Rendezvous {
         Ok(Rendezvous { fd, name })
     }
 
+    /// The same one, in another program.
+    #[must_use]
+    pub fn again(fd: OwnedFd, name: String) -> Rendezvous {
+        Rendezvous { fd, name }
+    }
+
+    /// Its abstract name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The variable's value for a worker.
     #[must_use]
     pub fn variable(&self, worker: u64) -> String {

@@ -3,12 +3,15 @@
 use super::balance::Turns;
 use super::message::{HandleType, Query, Wanted};
 use crate::adopt::Estate;
+use crate::slots::{Group, SavedGroup};
+use crate::state::{Hex, Open, Taken};
 use crate::store::{Origin, Returned, Spot};
 use common::socket::{self, Address, UnixRights};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
@@ -40,6 +43,8 @@ pub struct Shared {
     pub stored: Option<String>,
     /// Whether it came from there.
     pub origin: Origin,
+    /// The sockets of the slots.
+    pub group: Option<Rc<Group>>,
     wanted: Wanted,
     index: i64,
     path: Option<(PathBuf, common::file::Identity)>,
@@ -214,6 +219,7 @@ impl Sockets {
                 hand_over: (asker.round_robin && kind == HandleType::Net).then(HandOver::default),
                 origin,
                 stored: stored.or_else(|| spot(query).filter(|_| address.is_none())?.name()),
+                group: None,
                 wanted: query.wanted.clone(),
                 index: query.index,
                 path,
@@ -310,6 +316,151 @@ impl Sockets {
     pub fn unlink_all(&self, ends: impl Fn(&Shared) -> bool) {
         let all = self.list.values();
         all.filter(|shared| ends(shared)).for_each(Shared::unlink);
+    }
+}
+
+/// The book, for another program in our place.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedSockets {
+    last: u64,
+    list: Vec<SavedShared>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedShared {
+    id: u64,
+    key: String,
+    fd: RawFd,
+    datagram: bool,
+    name: String,
+    holders: BTreeSet<u64>,
+    data: String,
+    ours: bool,
+    generation: u32,
+    made_by: u32,
+    hand_over: Option<SavedHandOver>,
+    stored: Option<String>,
+    group: Option<SavedGroup>,
+    wanted: Wanted,
+    index: i64,
+    path: Option<(Hex, u64, u64)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedHandOver {
+    turns: Vec<u64>,
+    put_back: Vec<RawFd>,
+    under_way: Vec<(u64, u64, RawFd)>,
+}
+
+impl Sockets {
+    /// Takes it down.
+    pub fn save(&self, open: &mut Open) -> SavedSockets {
+        let list = self.list.iter().map(|(id, shared)| SavedShared {
+            id: *id,
+            key: shared.key.clone(),
+            fd: open.keep(&*shared.fd),
+            datagram: shared.kind == HandleType::Datagram,
+            name: shared.name.clone(),
+            holders: shared.holders.clone(),
+            data: shared.data.clone(),
+            ours: shared.ours,
+            generation: shared.generation,
+            made_by: shared.made_by,
+            hand_over: shared.hand_over.as_ref().map(|hand_over| SavedHandOver {
+                turns: hand_over.turns.workers().collect(),
+                put_back: hand_over.put_back.iter().map(|fd| open.keep(fd)).collect(),
+                under_way: hand_over
+                    .under_way
+                    .iter()
+                    .map(|((worker, seq), fd)| (*worker, *seq, open.keep(fd)))
+                    .collect(),
+            }),
+            stored: shared.stored.clone(),
+            group: shared
+                .group
+                .as_ref()
+                .filter(|_| !shared.ours)
+                .map(|group| group.save(open)),
+            wanted: shared.wanted.clone(),
+            index: shared.index,
+            path: shared
+                .path
+                .as_ref()
+                .map(|(path, identity)| (Hex::of(path), identity.dev, identity.ino)),
+        });
+        SavedSockets {
+            last: self.last,
+            list: list.collect(),
+        }
+    }
+
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// A descriptor is not open.
+    pub fn restore(
+        saved: SavedSockets,
+        backlog: i32,
+        taken: &mut Taken,
+    ) -> common::error::Result<Sockets> {
+        let mut sockets = Sockets {
+            last: saved.last,
+            ..Sockets::default()
+        };
+        for one in saved.list {
+            let hand_over = match one.hand_over {
+                None => None,
+                Some(saved) => {
+                    let mut hand_over = HandOver::default();
+                    saved
+                        .turns
+                        .into_iter()
+                        .for_each(|id| hand_over.turns.join(id));
+                    for number in saved.put_back {
+                        hand_over.put_back.push_back(taken.own(number)?);
+                    }
+                    for (worker, seq, number) in saved.under_way {
+                        hand_over.turns.spend(worker);
+                        hand_over
+                            .under_way
+                            .insert((worker, seq), taken.own(number)?);
+                    }
+                    Some(hand_over)
+                }
+            };
+            let group = match one.group {
+                Some(group) => Some(Rc::new(Group::restore(group, backlog, taken)?)),
+                None => None,
+            };
+            let shared = Shared {
+                key: one.key,
+                fd: taken.shared(one.fd)?,
+                kind: if one.datagram {
+                    HandleType::Datagram
+                } else {
+                    HandleType::Net
+                },
+                name: one.name,
+                holders: one.holders,
+                data: one.data,
+                ours: one.ours,
+                generation: one.generation,
+                made_by: one.made_by,
+                hand_over,
+                stored: one.stored,
+                origin: Origin::Bound,
+                group,
+                wanted: one.wanted,
+                index: one.index,
+                path: one.path.map(|(path, dev, ino)| {
+                    let identity = common::file::Identity { dev, ino };
+                    (PathBuf::from(path.text()), identity)
+                }),
+            };
+            sockets.list.insert(one.id, shared);
+        }
+        Ok(sockets)
     }
 }
 

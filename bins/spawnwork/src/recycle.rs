@@ -1,0 +1,354 @@
+//! Recycling: a worker that has grown too large or too old, or is named by the operator, is replaced by
+//! one of the same generation. The replacement is ready before the old one goes, one slot at a time.
+
+use crate::deaths::By;
+use crate::events;
+use crate::run::{Master, Phase};
+use crate::worker::{State, Wait};
+use common::control::Reply;
+use common::event::{Level, Value};
+use common::exit::Exit;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Memory is looked at so often, where it is limited.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Why a worker is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its resident set is over the limit, in bytes.
+    Memory(u64),
+    /// It has lived as long as it may.
+    Age,
+    /// The operator wants it.
+    Asked,
+}
+
+impl Why {
+    /// For the event.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Why::Memory(_) => "memory",
+            Why::Age => "age",
+            Why::Asked => "asked",
+        }
+    }
+
+    fn by(self) -> By {
+        match self {
+            Why::Memory(_) => By::MemoryLimit,
+            Why::Age => By::Lifetime,
+            Why::Asked => By::Operator,
+        }
+    }
+}
+
+/// A worker that serves, as far as it matters here.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate {
+    /// Its slot.
+    pub slot: usize,
+    /// How long it has lived.
+    pub age: Duration,
+    /// How long it may, its own jitter included.
+    pub lifetime: Option<Duration>,
+    /// Its resident set in bytes, where that was looked at.
+    pub rss: Option<u64>,
+    /// A replacement failed: not again before this time is over.
+    pub rests: bool,
+}
+
+/// Whose turn it is: the largest of those over the limit, then the one that is longest over its time.
+#[must_use]
+pub fn choose(candidates: &[Candidate], max_rss: Option<u64>) -> Option<(usize, Why)> {
+    let free = || candidates.iter().filter(|one| !one.rests);
+    let large = free()
+        .filter_map(|one| Some((one.rss?, one.slot)))
+        .filter(|(rss, _)| max_rss.is_some_and(|most| *rss > most))
+        .max_by_key(|(rss, slot)| (*rss, std::cmp::Reverse(*slot)));
+    if let Some((rss, slot)) = large {
+        return Some((slot, Why::Memory(rss)));
+    }
+    free()
+        .filter_map(|one| Some((one.age.checked_sub(one.lifetime?)?, one.slot)))
+        .max_by_key(|(over, slot)| (*over, std::cmp::Reverse(*slot)))
+        .map(|(_, slot)| (slot, Why::Age))
+}
+
+/// A replacement under way.
+#[derive(Clone, Copy, Debug)]
+struct Replacing {
+    slot: usize,
+    why: Why,
+    since: Instant,
+}
+
+/// The book of it.
+#[derive(Debug, Default)]
+pub struct Recycling {
+    under_way: Option<Replacing>,
+    asked: VecDeque<usize>,
+    restarted: usize,
+    look_at: Option<Instant>,
+    rests: BTreeMap<usize, Instant>,
+}
+
+impl Recycling {
+    /// One is under way in this slot.
+    #[must_use]
+    pub fn replaces(&self, slot: usize) -> bool {
+        self.under_way.is_some_and(|one| one.slot == slot)
+    }
+}
+
+impl Master {
+    /// What is due, if nothing else is under way: a recycle that comes at the wrong time is dropped,
+    /// and comes again.
+    pub(crate) fn recycle(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Running) || self.recycling.under_way.is_some() {
+            return;
+        }
+        if self.resizing.is_some() || self.upgrade.is_some() {
+            return;
+        }
+        self.recycling.rests.retain(|_, until| *until > now);
+        while let Some(slot) = self.recycling.asked.pop_front() {
+            if self.replace_worker(slot, Why::Asked, now) {
+                return;
+            }
+        }
+        self.restarts_done(now);
+        if self.plan.max_rss.is_none() && self.plan.max_lifetime.is_none() {
+            return;
+        }
+        let mut look = self.plan.max_rss.is_some();
+        if look {
+            let due = self.recycling.look_at.is_none_or(|at| at <= now);
+            look = due;
+            if due {
+                let pause = common::time::jittered(LOOK, self.plan.jitter, common::time::random());
+                self.recycling.look_at = Some(now + pause);
+            }
+        }
+        let candidates = self.candidates(look, now);
+        if let Some((slot, why)) = choose(&candidates, self.plan.max_rss) {
+            // The next one is looked for as soon as this one is done.
+            self.recycling.look_at = None;
+            let _ = self.replace_worker(slot, why, now);
+        }
+    }
+
+    fn candidates(&self, look: bool, now: Instant) -> Vec<Candidate> {
+        let current = self.slots.iter().filter_map(|slot| slot.current);
+        current
+            .filter_map(|id| self.workers.get(&id))
+            .filter(|worker| worker.state == State::Serving)
+            .map(|worker| Candidate {
+                slot: worker.slot,
+                age: now.saturating_duration_since(worker.started),
+                lifetime: worker.lifetime,
+                rss: if look {
+                    common::child::rss(worker.child.pid())
+                } else {
+                    None
+                },
+                rests: self.recycling.rests.contains_key(&worker.slot),
+            })
+            .collect()
+    }
+
+    /// When [`Master::recycle`] has something to do.
+    pub(crate) fn recycle_deadline(&self) -> Option<Instant> {
+        if !matches!(self.phase, Phase::Running) || self.recycling.under_way.is_some() {
+            return None;
+        }
+        let current = self.slots.iter().filter_map(|slot| slot.current);
+        let ages = current
+            .filter_map(|id| self.workers.get(&id))
+            .filter(|worker| worker.state == State::Serving)
+            .filter_map(|worker| {
+                let at = worker.started + worker.lifetime?;
+                let rests = self.recycling.rests.get(&worker.slot);
+                Some(rests.map_or(at, |until| at.max(*until)))
+            });
+        let look = self
+            .recycling
+            .look_at
+            .filter(|_| self.plan.max_rss.is_some());
+        ages.chain(look).min()
+    }
+
+    /// Starts the replacement; false when there is nobody to be replaced.
+    fn replace_worker(&mut self, slot: usize, why: Why, now: Instant) -> bool {
+        let Some(one) = self.slots.get(slot) else {
+            return false;
+        };
+        if one.current.is_none() {
+            self.start_waiting(now);
+            return false;
+        }
+        let generation = Rc::clone(&one.generation);
+        self.recycling.under_way = Some(Replacing {
+            slot,
+            why,
+            since: now,
+        });
+        match self.start_replacement(slot, &generation) {
+            Ok(id) => {
+                if let Some(slot) = self.slots.get_mut(slot) {
+                    slot.next = Some(id);
+                }
+            }
+            Err(error) => self.recycle_failed(&error.to_string(), now),
+        }
+        true
+    }
+
+    /// The replacement serves: it has the slot, and the old one finishes.
+    pub(crate) fn recycled(&mut self, slot: usize, now: Instant) {
+        let Some(one) = self.recycling.under_way.take_if(|one| one.slot == slot) else {
+            return;
+        };
+        let old = self.slots.get_mut(slot).and_then(|slot| {
+            slot.restarts += 1;
+            slot.wait = Wait::Nothing;
+            std::mem::replace(&mut slot.current, slot.next.take())
+        });
+        if one.why == Why::Asked {
+            self.recycling.restarted += 1;
+        }
+        let Some(worker) = old.and_then(|id| self.workers.get_mut(&id)) else {
+            return;
+        };
+        worker.by.get_or_insert(one.why.by());
+        let id = worker.id;
+        let mut fields: Vec<(&str, Value)> = vec![
+            ("slot", slot.into()),
+            ("pid", worker.child.pid().into()),
+            ("reason", one.why.name().into()),
+            (
+                "uptime",
+                now.saturating_duration_since(worker.started).into(),
+            ),
+        ];
+        if let Why::Memory(rss) = one.why {
+            fields.push(("rss", rss.into()));
+        }
+        fields.push(("took", now.saturating_duration_since(one.since).into()));
+        self.say(Level::Info, events::WORKER_RECYCLED, &fields);
+        self.leave(id, now);
+    }
+
+    /// The replacement did not come: the old one stays, and has its rest.
+    pub(crate) fn recycle_failed(&mut self, why: &str, now: Instant) {
+        let Some(one) = self.recycling.under_way.take() else {
+            return;
+        };
+        let pause = common::time::jittered(
+            self.plan.respawn.max,
+            self.plan.jitter,
+            common::time::random(),
+        );
+        self.recycling.rests.insert(one.slot, now + pause);
+        let fields = [
+            ("slot", one.slot.into()),
+            ("reason", one.why.name().into()),
+            ("error", Value::from(why.to_owned())),
+        ];
+        self.say(Level::Error, events::RECYCLE_FAILED, &fields);
+        if one.why == Why::Asked {
+            self.recycling.asked.clear();
+            self.recycling.restarted = 0;
+            let reply = Reply::Err(Exit::No.code(), format!("slot {}: {why}", one.slot));
+            self.restarts_ended(&reply, now);
+        }
+    }
+
+    /// Something more important comes: the replacement goes, the old one stays.
+    pub(crate) fn drop_recycle(&mut self, why: &str, now: Instant) {
+        if let Some(one) = self.recycling.under_way.take() {
+            let next = self
+                .slots
+                .get_mut(one.slot)
+                .and_then(|slot| slot.next.take());
+            next.into_iter().for_each(|id| self.call_off(id, now));
+        }
+        self.recycling.asked.clear();
+        self.recycling.restarted = 0;
+        self.restarts_ended(&Reply::Err(Exit::No.code(), why.to_owned()), now);
+    }
+
+    /// The operator wants these slots to have new workers.
+    pub(crate) fn restart(&mut self, slots: impl Iterator<Item = usize>, now: Instant) {
+        for slot in slots {
+            if !self.recycling.asked.contains(&slot) {
+                self.recycling.asked.push_back(slot);
+            }
+        }
+        self.recycle(now);
+    }
+
+    fn restarts_done(&mut self, now: Instant) {
+        let count = std::mem::take(&mut self.recycling.restarted);
+        let s = if count == 1 { "" } else { "s" };
+        self.restarts_ended(&Reply::Ok(format!("{count} worker{s} restarted")), now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn candidate(slot: usize, age: u64, lifetime: Option<u64>, rss: Option<u64>) -> Candidate {
+        Candidate {
+            slot,
+            age: Duration::from_secs(age),
+            lifetime: lifetime.map(Duration::from_secs),
+            rss,
+            rests: false,
+        }
+    }
+
+    #[test]
+    fn the_largest_first_then_the_most_overdue() {
+        let all = [
+            candidate(0, 50, Some(40), Some(100)),
+            candidate(1, 90, Some(60), Some(300)),
+            candidate(2, 10, Some(60), Some(200)),
+        ];
+        assert_eq!(choose(&all, Some(150)), Some((1, Why::Memory(300))));
+        assert_eq!(choose(&all, Some(300)), Some((1, Why::Age)));
+        assert_eq!(choose(&all[..1], None), Some((0, Why::Age)));
+        assert_eq!(choose(&all[2..], None), None);
+        let resting = all.map(|one| Candidate {
+            rests: one.slot == 1,
+            ..one
+        });
+        assert_eq!(choose(&resting, Some(150)), Some((2, Why::Memory(200))));
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_goes_without_a_reason(
+            all in proptest::collection::vec((0u64..100, proptest::option::of(1u64..100), proptest::option::of(0u64..100), any::<bool>()), 0..9),
+            most in proptest::option::of(0u64..100),
+        ) {
+            let all: Vec<Candidate> = all
+                .into_iter()
+                .enumerate()
+                .map(|(slot, (age, lifetime, rss, rests))| Candidate { rests, ..candidate(slot, age, lifetime, rss) })
+                .collect();
+            let over = |one: &Candidate| !one.rests
+                && (most.is_some_and(|most| one.rss.is_some_and(|rss| rss > most))
+                    || one.lifetime.is_some_and(|lifetime| one.age >= lifetime));
+            match choose(&all, most) {
+                Some((slot, _)) => prop_assert!(over(&all[slot])),
+                None => prop_assert!(!all.iter().any(over)),
+            }
+        }
+    }
+}
