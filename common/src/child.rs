@@ -179,6 +179,16 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Holds the process that has this pid now. Whether it is the one that is meant is to be looked at
+    /// afterwards: from then on the number means no other.
+    ///
+    /// # Errors
+    /// ESRCH, EMFILE.
+    pub fn open(pid: i32) -> io::Result<Peer> {
+        let pidfd = sys::pidfd_open(pid)?;
+        Ok(Peer { pid, pidfd })
+    }
+
     /// A process that is a child of ours, though we did not start it; `None` when it is none (any more).
     #[must_use]
     pub fn of_child(pid: i32) -> Option<Peer> {
@@ -208,6 +218,12 @@ impl Peer {
     }
 }
 
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
 /// What /proc/PID/stat says of family (proc_pid_stat(5)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -217,6 +233,8 @@ pub struct Stat {
     pub parent: i32,
     /// Its process group.
     pub group: i32,
+    /// When it was started, in clock ticks since boot: with the pid it names one process for ever.
+    pub start: u64,
 }
 
 /// Reads /proc/PID/stat; `None` without /proc or when it is gone.
@@ -234,6 +252,8 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
         state: *words.next()?.as_bytes().first()?,
         parent: words.next()?.parse().ok()?,
         group: words.next()?.parse().ok()?,
+        // The 22nd field; the group is the fifth.
+        start: words.nth(16)?.parse().ok()?,
     })
 }
 
@@ -391,10 +411,11 @@ mod tests {
 
     #[test]
     fn a_command_name_with_parentheses_does_not_shift_the_fields() {
-        let stat =
-            parse_stat(b"12 (a) b (c) S 7 9 9 0").map(|stat| (stat.state, stat.parent, stat.group));
-        assert_eq!(stat, Some((b'S', 7, 9)));
+        let stat = parse_stat(b"12 (a) b (c) S 7 9 9 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4711 99 1")
+            .map(|stat| (stat.state, stat.parent, stat.group, stat.start));
+        assert_eq!(stat, Some((b'S', 7, 9, 4711)));
         assert_eq!(parse_stat(b"12 (x"), None);
+        assert_eq!(parse_stat(b"12 (x) S 7 9"), None);
         assert_eq!(parse_stat(b""), None);
     }
 

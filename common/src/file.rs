@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// What makes a file the same file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,9 +58,14 @@ impl PidFile {
     /// Another process holds it (named), or the directory cannot be written.
     pub fn create(path: &Path) -> Result<PidFile> {
         let doing = format!("take the pid file {}", path.display());
+        // A process that was killed between fork(2) and exec(2) of a child has left its lock there, for as
+        // long as the child takes.
+        let patience = Instant::now() + Duration::from_secs(1);
         // Two that start at once and both find a stale file: the second to lock finds that the path
         // leads elsewhere by then, and looks again.
-        for _ in 0..10 {
+        let mut turns = 0;
+        while turns < 10 {
+            turns += 1;
             let present = match OpenOptions::new()
                 .read(true)
                 .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -74,6 +80,11 @@ impl PidFile {
                     }
                     Err((_, nix::Error::EWOULDBLOCK)) => {
                         let pid = std::fs::read_to_string(path).unwrap_or_default();
+                        if is_gone(pid.trim()) && Instant::now() < patience {
+                            let _ = nix::poll::poll(&mut [], 10u8);
+                            turns -= 1;
+                            continue;
+                        }
                         return Err(Error::new(&doing, format!("pid {} holds it", pid.trim())));
                     }
                     Err((_, why)) => {
@@ -121,6 +132,17 @@ impl PidFile {
     }
 }
 
+/// The number is that of no process, or of one that has ended and is not reaped.
+fn is_gone(pid: &str) -> bool {
+    let Ok(pid) = pid.parse::<i32>() else {
+        return false;
+    };
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) {
+        Err(nix::Error::ESRCH) => true,
+        Ok(()) | Err(_) => crate::child::stat(pid).is_some_and(|stat| stat.state == b'Z'),
+    }
+}
+
 impl PidFile {
     /// The one at `path` that the program before us in this very process had locked, by way of `fd`.
     ///
@@ -159,6 +181,31 @@ impl Drop for PidFile {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lock_of_one_who_is_gone_is_waited_for() {
+        let directory = std::env::temp_dir().join(format!("pidfile-gone-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("a.pid");
+        // No pid is as high as that (proc_sys_kernel(5)).
+        std::fs::write(&path, "2000000000\n").unwrap();
+        let child = Flock::lock(File::open(&path).unwrap(), FlockArg::LockExclusiveNonblock);
+        let thread = std::thread::spawn(move || {
+            let _ = nix::poll::poll(&mut [], 100u8);
+            drop(child);
+        });
+        assert!(PidFile::create(&path).is_ok());
+        thread.join().unwrap();
+        let _other = Flock::lock(
+            {
+                std::fs::write(&path, "1\n").unwrap();
+                File::open(&path).unwrap()
+            },
+            FlockArg::LockExclusiveNonblock,
+        );
+        assert!(PidFile::create(&path).is_err());
+        std::fs::remove_dir_all(directory).unwrap();
+    }
 
     #[test]
     fn one_at_a_time_and_a_stale_one_is_no_hindrance() {

@@ -1,8 +1,8 @@
 //! Addresses and listening sockets.
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname,
-    listen as listen_on, setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getpeername,
+    getsockname, listen as listen_on, setsockopt, socket, sockopt,
 };
 use std::fmt;
 use std::io;
@@ -376,7 +376,10 @@ pub enum LocalAddr {
 /// # Errors
 /// ENOTSOCK; EAFNOSUPPORT for other families.
 pub fn local_addr(fd: impl AsFd) -> io::Result<LocalAddr> {
-    let name: SockaddrStorage = getsockname(fd.as_fd().as_raw_fd())?;
+    address_of(getsockname(fd.as_fd().as_raw_fd())?)
+}
+
+fn address_of(name: SockaddrStorage) -> io::Result<LocalAddr> {
     if let Some(v4) = name.as_sockaddr_in() {
         return Ok(LocalAddr::Inet(SocketAddr::V4((*v4).into())));
     }
@@ -416,7 +419,7 @@ pub fn queue(fd: impl AsFd) -> Option<Queue> {
             (length, limit, crate::sys::socket_drops(fd))
         }
         LocalAddr::Unix(_) => {
-            let (length, limit) = unix_queue(fd)?;
+            let (length, limit) = unix_diag(fd, SHOW_RQLEN, RQLEN)?;
             (length, limit, None)
         }
     };
@@ -427,13 +430,18 @@ pub fn queue(fd: impl AsFd) -> Option<Queue> {
     })
 }
 
-/// sock_diag(7): UNIX_DIAG_RQLEN of a listening unix socket holds its queue and its backlog.
-fn unix_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
+/// Of a listening unix socket: its queue and its backlog (linux/unix_diag.h).
+const SHOW_RQLEN: u32 = 0x10;
+const RQLEN: u16 = 4;
+/// Of a bound unix socket: inode and device of its path.
+const SHOW_VFS: u32 = 0x2;
+const VFS: u16 = 1;
+
+/// sock_diag(7): two numbers that the kernel tells of a unix socket.
+fn unix_diag(fd: BorrowedFd<'_>, show: u32, attribute: u16) -> Option<(u32, u32)> {
     use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, recv, sendto};
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const REQUEST: u16 = 1;
-    const SHOW_RQLEN: u32 = 0x10;
-    const RQLEN: u16 = 4;
     const HEADER: usize = 16;
     const MESSAGE: usize = 16;
     let inode = u32::try_from(nix::sys::stat::fstat(fd).ok()?.st_ino).ok()?;
@@ -445,7 +453,7 @@ fn unix_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
     request.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
     request.extend_from_slice(&u32::MAX.to_ne_bytes());
     request.extend_from_slice(&inode.to_ne_bytes());
-    request.extend_from_slice(&SHOW_RQLEN.to_ne_bytes());
+    request.extend_from_slice(&show.to_ne_bytes());
     request.extend_from_slice(&[0xff; 8]);
     let netlink = socket(
         AddressFamily::Netlink,
@@ -475,10 +483,39 @@ fn unix_queue(fd: BorrowedFd<'_>) -> Option<(u32, u32)> {
     let mut at = HEADER + MESSAGE;
     loop {
         let length = usize::from(word(at)?);
-        if word(at + 2)? == RQLEN {
+        if word(at + 2)? == attribute {
             return Some((long(at + 4)?, long(at + 8)?));
         }
         at += length.max(4).next_multiple_of(4);
+    }
+}
+
+/// Whether a connect to `path` ends up at `listener`, which may have been bound under another name and
+/// renamed since. Nothing is asked of whoever accepts there, unless the kernel does not tell in another
+/// way.
+#[must_use]
+pub fn leads_to(path: &Path, listener: impl AsFd) -> bool {
+    use nix::sys::stat::{major, minor};
+    use std::os::unix::fs::MetadataExt;
+    let listener = listener.as_fd();
+    let Ok(found) = std::fs::metadata(path) else {
+        return false;
+    };
+    // The kernel's own dev_t has other places for the two than that of stat(2).
+    let device = (major(found.dev()) << 20 | minor(found.dev())) as u32;
+    if unix_diag(listener, SHOW_VFS, VFS) == Some((found.ino() as u32, device)) {
+        return true;
+    }
+    // The inode of an overlay's file is another one below. A connection tells: it bears the name that
+    // its listener was bound to.
+    let peer = || -> io::Result<LocalAddr> {
+        let fd = socket(AddressFamily::Unix, SockType::Stream, FLAGS, None)?;
+        nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        address_of(getpeername(fd.as_raw_fd())?)
+    };
+    match (peer(), local_addr(listener)) {
+        (Ok(peer), Ok(own)) => peer == own && own != LocalAddr::Unix(PathBuf::new()),
+        (Err(_), _) | (_, Err(_)) => false,
     }
 }
 
@@ -667,6 +704,25 @@ mod tests {
             std::net::TcpStream::connect_timeout(&bound, std::time::Duration::from_millis(300));
         assert!(fifth.is_err());
         assert!(queue(&tcp).unwrap().overflows.unwrap() > 0);
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_path_leads_to_the_socket_that_was_renamed_there_and_to_no_other() {
+        let directory = directory("leads");
+        let (one, two) = (directory.join("one"), directory.join("two"));
+        let rights = UnixRights {
+            mode: 0o600,
+            owner: None,
+        };
+        let first = listen_unix(&one, rights, 8).unwrap();
+        let second = listen_unix(&two, rights, 8).unwrap();
+        assert!(leads_to(&one, &first) && leads_to(&two, &second));
+        assert!(!leads_to(&one, &second) && !leads_to(&two, &first));
+        std::fs::remove_file(&one).unwrap();
+        assert!(!leads_to(&one, &first));
+        std::fs::rename(&two, &one).unwrap();
+        assert!(leads_to(&one, &second));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

@@ -26,7 +26,8 @@ pub struct Image {
     pub identity: Option<(u32, u32, Vec<u32>)>,
     /// A process group of its own.
     pub own_group: bool,
-    /// The signal that the child gets when this process dies (PR_SET_PDEATHSIG).
+    /// The signal that the child gets when this process dies (PR_SET_PDEATHSIG); with 0 it gets none,
+    /// and only executes nothing if this process is gone by then.
     pub death_signal: Option<c_int>,
 }
 
@@ -351,6 +352,44 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
         Err(io::Error::last_os_error())
     }
 }
+
+/// pidfd_getfd(2): a copy of another process's descriptor, close-on-exec.
+///
+/// # Errors
+/// EPERM without PTRACE_MODE_ATTACH_REALCREDS, EBADF, ESRCH, EMFILE, ENOSYS before Linux 5.6.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: three integers in, a new descriptor (close-on-exec by definition) or an error out.
+    let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made it; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy as RawFd) })
+}
+
+/// Makes the kernel kill a process group when the last write end of a pipe closes: the pipe's read end
+/// `fd` is given the group as owner, and SIGKILL as its signal (F_SETOWN, F_SETSIG, O_ASYNC of
+/// fcntl(2)). It works for as long as anybody holds this open read end.
+///
+/// # Errors
+/// ESRCH when there is no such process any more.
+pub fn kill_group_at_hangup(fd: BorrowedFd<'_>, group: i32) -> io::Result<()> {
+    let fd = fd.as_raw_fd();
+    // SAFETY: fcntl with integers on an open descriptor.
+    let done = unsafe {
+        libc::fcntl(fd, libc::F_SETOWN, -group) == 0
+            && libc::fcntl(fd, F_SETSIG, libc::SIGKILL) == 0
+            && libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC) == 0
+    };
+    if done {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// asm-generic/fcntl.h; the library does not name it for every target.
+const F_SETSIG: c_int = 10;
 
 /// Takes over a descriptor that this process was started with, and marks it close-on-exec.
 /// `None` when the number is not open. Each number may be adopted once; the caller keeps that book.

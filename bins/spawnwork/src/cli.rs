@@ -229,6 +229,18 @@ pub struct Cli {
         default_value = "hold"
     )]
     pub on_limit: OnLimit,
+    /// Killed: die, drain, adopt
+    #[arg(
+        long,
+        value_name = "HOW",
+        env = "SPAWNWORK_ORPHANS",
+        hide_env = true,
+        help_heading = "Stop and respawn",
+        value_enum,
+        hide_possible_values = true,
+        default_value = "drain"
+    )]
+    pub orphans: OrphansArg,
 
     /// lines (through us, whole) or inherit [default: by kind]
     #[arg(
@@ -387,6 +399,17 @@ pub enum OnLimit {
     Hold,
     /// The master stops with status 1.
     Exit,
+}
+
+/// `--orphans`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OrphansArg {
+    /// Nobody is left.
+    Die,
+    /// They finish what they have begun.
+    Drain,
+    /// They go on, until the next master takes over.
+    Adopt,
 }
 
 /// `--output`

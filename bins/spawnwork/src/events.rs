@@ -24,6 +24,16 @@ pub const WORKER_STOPPING: &str = "worker-stopping";
 pub const WORKER_KILLED: &str = "worker-killed";
 /// A worker's watchdog was not fed in time.
 pub const WORKER_HUNG: &str = "worker-hung";
+/// A worker of a dead master was found.
+pub const ORPHAN_FOUND: &str = "orphan-found";
+/// What a worker of a dead master holds cannot be taken over.
+pub const ORPHAN_REFUSED: &str = "orphan-refused";
+/// A worker of a dead master was asked to leave.
+pub const ORPHAN_STOPPING: &str = "orphan-stopping";
+/// It did not, in time.
+pub const ORPHAN_KILLED: &str = "orphan-killed";
+/// A worker of a dead master is gone.
+pub const ORPHAN_EXITED: &str = "orphan-exited";
 /// Every slot of a generation serves.
 pub const GENERATION_SERVING: &str = "generation-serving";
 /// A reload began.
@@ -46,6 +56,8 @@ pub const RELOAD_REFUSED: &str = "reload-refused";
 pub const SOCKET_BOUND: &str = "socket-bound";
 /// A socket came back from the supervisor's store.
 pub const SOCKET_RETURNED: &str = "socket-returned";
+/// A socket was taken over from the workers of a dead master.
+pub const SOCKET_ADOPTED: &str = "socket-adopted";
 /// A socket was closed, because nobody serves it any more.
 pub const SOCKET_DROPPED: &str = "socket-dropped";
 /// A worker had shut a shared listener down; it listens again.

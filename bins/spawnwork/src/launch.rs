@@ -1,5 +1,7 @@
 //! What a worker gets: the generation it belongs to, its environment, its descriptors.
 
+use crate::adopt;
+use crate::cli::{Balance, OrphansArg};
 use crate::node::preload::Preload;
 use crate::node::shim;
 use crate::plan::{Node, Plan};
@@ -175,6 +177,8 @@ pub struct Given<'a> {
     pub names: Vec<&'a str>,
     /// Read ends of its own output, so that its writes do not fail if we die.
     pub readers: Vec<RawFd>,
+    /// What ends its group with us.
+    pub lifeline: Option<RawFd>,
     /// Node's channel.
     pub channel: Option<RawFd>,
     /// (number, descriptor) for `--ready fd:N`.
@@ -235,7 +239,8 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
     if let Some((number, fd)) = given.ready {
         descriptors.push((fd, number));
     }
-    for fd in given.channel.iter().chain(&given.readers) {
+    let more = given.channel.iter().chain(&given.readers);
+    for fd in more.chain(&given.lifeline) {
         if given.ready.is_some_and(|(number, _)| number == next) {
             next += 1;
         }
@@ -263,8 +268,14 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
             .as_ref()
             .map(|user| (user.uid, user.gid, user.groups.clone())),
         own_group: true,
-        // A node worker learns of our end by its channel, and drains; others by this.
-        death_signal: (plan.node == Node::No).then_some(15),
+        death_signal: match (plan.orphans, plan.node) {
+            (OrphansArg::Die, _) => Some(9),
+            (OrphansArg::Drain, Node::No) => Some(15),
+            // A node worker learns of our end by its channel, and drains.
+            (OrphansArg::Drain, Node::Direct | Node::Shim) => None,
+            // It goes on; but what is not a worker yet when we die is to be none: nobody would find it.
+            (OrphansArg::Adopt, _) => Some(0),
+        },
     })
 }
 
@@ -363,6 +374,12 @@ fn environment(
     set("SPAWNWORK_WORKERS", who.workers.to_string());
     set("SPAWNWORK_GENERATION", who.generation.number.to_string());
     set("SPAWNWORK_PID", std::process::id().to_string());
+    if let Some(mark) = &plan.mark {
+        all.insert(adopt::VARIABLE.into(), mark.clone());
+    }
+    let mut set = |name: &str, value: String| {
+        all.insert(name.into(), value.into());
+    };
     if let Some(last) = who.last_exit {
         set("SPAWNWORK_LAST_EXIT", last.to_owned());
     }
@@ -403,6 +420,14 @@ fn environment(
             "SPAWNWORK_DRAIN_MS",
             plan.stop_timeout.as_millis().to_string(),
         );
+        match (plan.orphans, plan.balance) {
+            (OrphansArg::Die | OrphansArg::Drain, _) => {}
+            (OrphansArg::Adopt, Balance::Shared | Balance::Slots) => {
+                set(adopt::ALONE, adopt::GO_ON.as_millis().to_string());
+            }
+            // Nobody can hand it a connection any more.
+            (OrphansArg::Adopt, Balance::RoundRobin) => set(adopt::ALONE, "0".to_owned()),
+        }
         if given.held {
             set("SPAWNWORK_HOLD", "1".to_owned());
         }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod actions;
+mod adopt;
 mod ask;
 mod check;
 mod check_config;
@@ -12,6 +13,7 @@ mod cpus;
 mod deaths;
 mod events;
 mod launch;
+mod lifeline;
 mod node;
 mod notify;
 mod output;

@@ -3,11 +3,12 @@
 use crate::actions::Actions;
 use crate::ask::Question;
 use crate::cli::{
-    Backoff, Balance, Cli, Compat, NodeArg, NofileArg, OnLimit, OutputArg, Ready, Surge, Workers,
+    Backoff, Balance, Cli, Compat, NodeArg, NofileArg, OnLimit, OrphansArg, OutputArg, Ready,
+    Surge, Workers,
 };
 use crate::output::{self, Kind};
 use crate::state::Saved;
-use crate::{cpus, reload, respawn, store};
+use crate::{adopt, cpus, reload, respawn, store};
 use common::error::{Error, Result};
 use common::event::{Format, Level};
 use common::fds::{self, Inherited, ListenPid};
@@ -155,6 +156,12 @@ pub struct Plan {
     pub jitter: u32,
     /// `--on-limit`
     pub on_limit: OnLimit,
+    /// `--orphans`
+    pub orphans: OrphansArg,
+    /// What the next master finds our workers by; `None` but for `--orphans adopt`.
+    pub mark: Option<OsString>,
+    /// What we find the workers of a dead master by.
+    pub keys: Vec<PathBuf>,
     /// stdout of workers goes through us.
     pub pipe_stdout: bool,
     /// The same for stderr.
@@ -282,6 +289,8 @@ impl Plan {
             output::kind_of(common::sys::standard(1)),
             output::kind_of(common::sys::standard(2)),
         );
+        let keys = keys(&cli, node)?;
+        let mark = keys.first().map(|key| mark(key, node)).transpose()?;
         let Backoff { min, max } = cli.backoff;
         Ok(Plan {
             workers,
@@ -326,6 +335,9 @@ impl Plan {
             max_lifetime: cli.max_lifetime,
             jitter: cli.jitter,
             on_limit: cli.on_limit,
+            orphans: cli.orphans,
+            mark,
+            keys,
             pipe_stdout: match cli.output {
                 Some(how) => how == OutputArg::Lines,
                 None => out == Kind::Other,
@@ -363,6 +375,62 @@ impl Plan {
             probe: self.probe.is_some(),
         }
     }
+}
+
+/// The files that tell for whom orphans are, in one spelling.
+fn keys(cli: &Cli, node: Node) -> Result<Vec<PathBuf>> {
+    match cli.orphans {
+        OrphansArg::Die | OrphansArg::Drain => return Ok(Vec::new()),
+        OrphansArg::Adopt => {}
+    }
+    if node != Node::No && cli.no_preload {
+        return Err(Error::usage(
+            "--orphans adopt and --no-preload: without the preload a node worker ends with its master",
+        ));
+    }
+    if cli.balance == Balance::Slots {
+        return Err(Error::usage(
+            "--orphans adopt and --balance slots: which slot an orphan's socket belongs to is not known; shared sockets can be adopted",
+        ));
+    }
+    let files = [cli.pid_file.as_deref(), cli.control.as_deref()];
+    let keys: Vec<PathBuf> = files.into_iter().flatten().map(in_full).collect();
+    if keys.is_empty() {
+        return Err(Error::usage(
+            "--orphans adopt needs --pid-file or --control: by that file the next spawnwork knows whose workers they are",
+        ));
+    }
+    Ok(keys)
+}
+
+/// Links of the directory are followed, the last name is not: there the file is made anew.
+fn in_full(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    let parent = std::fs::canonicalize(parent.unwrap_or(Path::new(".")));
+    match (parent, path.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
+        (Err(_), _) | (_, None) => std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+    }
+}
+
+fn mark(key: &Path, node: Node) -> Result<OsString> {
+    let own = common::child::stat(std::process::id() as i32);
+    let own = own.ok_or_else(|| {
+        Error::new(
+            "use --orphans adopt",
+            "/proc is not there; --orphans drain needs none",
+        )
+    })?;
+    let manners = match node {
+        Node::No => adopt::Manners::Plain,
+        Node::Direct | Node::Shim => adopt::Manners::Node,
+    };
+    let mark = adopt::Mark {
+        manners,
+        start: own.start,
+        key: key.to_owned(),
+    };
+    Ok(mark.value())
 }
 
 /// node itself, or a script that its first line gives to node (`node_modules/.bin/next`).

@@ -6,6 +6,7 @@ use crate::control::Begun;
 use crate::deaths::{self, By, Death, Oom};
 use crate::events;
 use crate::launch::{self, Generation, Given, Who, expand_with};
+use crate::lifeline::{self, Lifeline};
 use crate::node::channel;
 use crate::node::sockets::HandOver;
 use crate::output::{Stream, Which};
@@ -371,8 +372,13 @@ impl Master {
         given.held =
             beginning == Beginning::Held && self.plan.node != Node::No && given.preload.is_some();
         let held = given.held;
+        let lifeline = self.lifeline.as_ref().and_then(Lifeline::reader);
+        given.lifeline = lifeline.as_ref().map(AsRawFd::as_raw_fd);
         let image = launch::image(&self.plan, who, &given)?;
         let child = Child::start(&image).doing("start a worker")?;
+        if let Some(reader) = lifeline {
+            lifeline::tie(&reader, child.pid());
+        }
         // Not the time of the event that led here: that may have been waiting for us.
         let started = Instant::now();
         drop(kept);
@@ -1001,6 +1007,7 @@ impl Master {
         for leftover in &mut self.leftovers {
             leftover.kill_at = now;
         }
+        self.orphans.hurry(now);
     }
 
     pub(crate) fn stop(&mut self, exit: Exit, now: Instant) {

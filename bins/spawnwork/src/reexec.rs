@@ -134,6 +134,9 @@ impl Master {
                 Some("a worker is being replaced")
             }
             Phase::Running if self.resizing.is_some() => Some("slots that go are emptied"),
+            Phase::Running if !self.orphans.gone() => {
+                Some("the workers of a dead master are leaving")
+            }
             Phase::Running => None,
             Phase::Initial => Some("the first generation is still starting"),
             Phase::Reloading(_) => Some("a reload is under way"),

@@ -1,10 +1,13 @@
 //! The loop: what happened -> what follows.
 
 use crate::actions::{Action, Hangup};
+use crate::adopt::Orphans;
+use crate::cli::OrphansArg;
 use crate::control::{self, Waiting};
 use crate::deaths::By;
 use crate::events;
 use crate::launch::Generation;
+use crate::lifeline::Lifeline;
 use crate::node::preload::Preload;
 use crate::node::shim::Rendezvous;
 use crate::node::sockets::Sockets;
@@ -181,6 +184,9 @@ pub struct Master {
     pub(crate) rendezvous: Option<Rendezvous>,
     pub(crate) preload: Option<Preload>,
     pub(crate) leftovers: Vec<Leftover>,
+    /// The workers of a dead master.
+    pub(crate) orphans: Orphans,
+    pub(crate) lifeline: Option<Lifeline>,
     /// Workers that have ended and are not reaped.
     pub(crate) dead: Vec<Worker>,
     pub(crate) null: OwnedFd,
@@ -232,18 +238,19 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
     let resumed = saved.is_some();
     match saved {
         None => {
+            if let Some(exit) = master.adopt(&signals) {
+                return Ok(master.leave_early(exit));
+            }
             master.prepare()?;
             for one in listen {
                 let bound = master.listen(one, &signals);
                 // Told to stop while it waited for an address.
                 if let Phase::Stopping(exit) = master.phase {
-                    master.end(Some(exit));
-                    master.pid_file = None;
-                    master.leave_clients();
-                    return Ok(exit);
+                    return Ok(master.leave_early(exit));
                 }
                 bound?;
             }
+            master.read_orphans(Instant::now());
         }
         Some(saved) => {
             let client = saved.client;
@@ -318,6 +325,8 @@ impl Master {
             rendezvous: None,
             preload: None,
             leftovers: Vec::new(),
+            orphans: Orphans::default(),
+            lifeline: None,
             dead: Vec::new(),
             null: std::fs::OpenOptions::new()
                 .read(true)
@@ -336,6 +345,14 @@ impl Master {
             master.outputs[0] = Some(Output::open(1));
         }
         Ok(master)
+    }
+
+    /// The end, before there was a worker.
+    fn leave_early(&mut self, exit: Exit) -> Exit {
+        self.end(Some(exit));
+        self.pid_file = None;
+        self.leave_clients();
+        exit
     }
 
     /// We are the program that took the place of another one.
@@ -411,7 +428,13 @@ impl Master {
                         stored = name;
                         Ok(fd)
                     }
-                    None => self.bind(&address, signals),
+                    None => match self.take_from_orphans(&address) {
+                        Some(fd) => {
+                            origin = Origin::Adopted;
+                            Ok(fd)
+                        }
+                        None => self.bind(&address, signals),
+                    },
                 };
                 let fd = made
                     .map_err(|why| Error::new(&format!("bind {address}"), busy(&why, &address)))?;
@@ -459,7 +482,8 @@ impl Master {
         self.say_listens(origin, address.to_string());
         // A plain program expects accept(2) to wait; node sets O_NONBLOCK itself, and we need it for
         // round-robin. An inherited socket stays as it was: others may share it.
-        if bound && self.plan.node == Node::No {
+        // One that orphans accept from stays as it is, too: they rely on how they set it.
+        if bound && origin != Origin::Adopted && self.plan.node == Node::No {
             socket::set_blocking(&fd).doing(&format!("make {address} blocking"))?;
         }
         if self.plan.node == Node::No {
@@ -582,6 +606,9 @@ impl Master {
         if self.plan.node != Node::No && self.plan.preload && self.preload.is_none() {
             self.preload = Some(Preload::write()?);
         }
+        if self.plan.orphans == OrphansArg::Die && self.lifeline.is_none() {
+            self.lifeline = Some(Lifeline::open()?);
+        }
         for which in [Which::Out, Which::Err] {
             if let Some(fd) = self.outputs[which as usize]
                 .as_ref()
@@ -604,7 +631,11 @@ impl Master {
             self.on_time(now);
             self.tell_supervisor(now);
             match self.phase {
-                Phase::Stopping(exit) if self.workers.is_empty() && self.leftovers.is_empty() => {
+                Phase::Stopping(exit)
+                    if self.workers.is_empty()
+                        && self.leftovers.is_empty()
+                        && self.orphans.gone() =>
+                {
                     return Ok(exit);
                 }
                 Phase::Stopping(_) | Phase::Initial | Phase::Running | Phase::Reloading(_) => {}
@@ -800,6 +831,7 @@ impl Master {
             leftover.peers.retain(Peer::alive);
         }
         self.leftovers.retain(|leftover| !leftover.peers.is_empty());
+        self.on_orphans_time(now);
     }
 
     /// When something is due next.
@@ -846,6 +878,7 @@ impl Master {
             .chain(line)
             .chain(strangers)
             .chain(self.supervisor.deadline())
+            .chain(self.orphans.deadline(now))
             .min()
     }
 
@@ -1031,12 +1064,15 @@ impl Master {
             }
         }
         // A socket that the supervisor keeps is not at its end, and its path must lead to it still.
+        // So is one on which orphans go on without us.
+        let serve = self.orphans.serve();
         self.sockets
-            .unlink_all(|shared| !self.supervisor.holds(shared.stored.as_deref()));
+            .unlink_all(|shared| !serve && !self.supervisor.holds(shared.stored.as_deref()));
         for (path, made) in &self.own_paths {
-            let kept = self
-                .supervisor
-                .holds(store::unix_name(path, *made).as_deref());
+            let kept = serve
+                || self
+                    .supervisor
+                    .holds(store::unix_name(path, *made).as_deref());
             if !kept && common::file::identity(path).is_ok_and(|now| now == *made) {
                 let _ = std::fs::remove_file(path);
             }

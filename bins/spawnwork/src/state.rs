@@ -178,6 +178,7 @@ pub struct Saved {
     notify: Option<(RawFd, String)>,
     rendezvous: Option<(RawFd, String)>,
     preload: Option<Hex>,
+    lifeline: Option<[RawFd; 2]>,
     /// Its lock.
     pub pid_file: Option<RawFd>,
     /// The control socket.
@@ -466,6 +467,7 @@ impl Master {
                 .preload
                 .as_ref()
                 .map(|preload| Hex::of(preload.directory())),
+            lifeline: self.lifeline.as_ref().map(|lifeline| lifeline.save(open)),
             pid_file: self.pid_file.as_ref().map(|file| open.keep(file)),
             control: self.control.as_ref().map(|control| open.keep(control)),
             client: None,
@@ -543,6 +545,10 @@ impl Master {
             Some(directory) => Some(crate::node::preload::Preload::again(
                 directory.text().into(),
             )?),
+            None => None,
+        };
+        self.lifeline = match saved.lifeline {
+            Some(ends) => Some(crate::lifeline::Lifeline::restore(ends, &mut taken)?),
             None => None,
         };
 

@@ -141,6 +141,8 @@ pub enum Origin {
     Bound,
     /// It came back from the store.
     Returned,
+    /// The workers of a dead master had kept it.
+    Adopted,
 }
 
 #[derive(Debug)]

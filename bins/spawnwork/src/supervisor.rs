@@ -574,6 +574,7 @@ impl Master {
         match origin {
             Origin::Bound => self.say(Level::Info, events::SOCKET_BOUND, &fields),
             Origin::Returned => self.say(Level::Info, events::SOCKET_RETURNED, &fields),
+            Origin::Adopted => self.say(Level::Info, events::SOCKET_ADOPTED, &fields),
         }
     }
 

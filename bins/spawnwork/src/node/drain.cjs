@@ -16,6 +16,10 @@
   const deadline = Number(env.SPAWNWORK_DRAIN_MS) || 30000;
   const idle = Math.min(2000, deadline / 2);
   delete env.SPAWNWORK_DRAIN_MS;
+  // For so long a worker goes on when its master is gone; 0: nothing new can reach it then. Without the
+  // variable it leaves at once.
+  const alone = env.SPAWNWORK_ALONE_MS;
+  delete env.SPAWNWORK_ALONE_MS;
 
   let draining = false;
 
@@ -115,25 +119,74 @@
     if (message && message.cmd === 'NODE_CLUSTER' && message.act === 'disconnect') drain();
   });
 
-  process.prependListener('disconnect', () => {
-    const { worker } = require('cluster');
-    if (!draining && worker && !worker.exitedAfterDisconnect) {
-      // The master is gone. Node would cut every request in flight (process.exit in child.js); what
-      // was accepted is answered first.
-      worker.exitedAfterDisconnect = true;
-      drain();
-      for (const handle of process._getActiveHandles()) {
-        if (handle && typeof handle.close === 'function' && typeof handle.address === 'function' && handle.listening) handle.close();
-      }
-      later(deadline, () => process.exit(0));
-    }
-    // All servers are closed. An app that cleans up on TERM (closes its pools, stops its timers) is
-    // given the occasion: by itself it would never learn that it is over.
+  // All servers are closed. An app that cleans up on TERM (closes its pools, stops its timers) is
+  // given the occasion: by itself it would never learn that it is over.
+  function closed() {
+    process.removeListener('SIGTERM', leave);
     if (process.listenerCount('SIGTERM') > 0) {
       // A signal alone does not keep the event loop alive until it is delivered.
       const hold = setInterval(() => {}, 1000);
       process.prependOnceListener('SIGTERM', () => clearInterval(hold));
       process.kill(process.pid, 'SIGTERM');
+    }
+  }
+
+  const servers = () => process._getActiveHandles().filter((handle) =>
+    handle && typeof handle.close === 'function' && typeof handle.address === 'function' && handle.listening);
+
+  // Without a master: what was accepted is answered, and then it is over.
+  function leave() {
+    if (draining) return;
+    drain();
+    // Before anybody else, whose patience is as long, ends it by force.
+    later(Math.max(deadline - 250, deadline * 0.9), () => process.exit(0));
+    const open = new Set(servers());
+    for (const server of open) {
+      server.once('close', () => {
+        open.delete(server);
+        if (open.size === 0) closed();
+      });
+      server.close();
+    }
+    if (open.size === 0) closed();
+  }
+
+  let orphan = false;
+  let dismissed = false;
+  if (alone !== undefined) {
+    // So the next master, which has no channel to us, says that its own workers serve. The kernel ignores
+    // this signal where nobody listens.
+    process.on('SIGURG', () => {
+      dismissed = true;
+      if (orphan) leave();
+    });
+  }
+
+  // An app that tells its master something is not to die of it that nobody is there, with all that it
+  // has in hand: the worker object passes on what process says, and had no listener.
+  const unheard = new Set(['EPIPE', 'ECONNRESET', 'ERR_IPC_CHANNEL_CLOSED', 'ERR_IPC_DISCONNECTED']);
+  const self = require('cluster').worker;
+  if (self) {
+    self.on('error', (error) => {
+      if (!unheard.has(error && error.code) && self.listenerCount('error') === 1) throw error;
+    });
+  }
+
+  process.prependListener('disconnect', () => {
+    const { worker } = require('cluster');
+    if (draining || !worker || worker.exitedAfterDisconnect) {
+      closed();
+      return;
+    }
+    // The master is gone. Node would cut every request in flight (process.exit in child.js).
+    worker.exitedAfterDisconnect = true;
+    orphan = true;
+    if (Number(alone) > 0 && !dismissed && servers().length > 0) {
+      later(Number(alone), leave);
+      // Whoever ends it by hand ends it in peace; an app with a handler does that itself.
+      if (process.listenerCount('SIGTERM') === 0) process.on('SIGTERM', leave);
+    } else {
+      leave();
     }
   });
 })();

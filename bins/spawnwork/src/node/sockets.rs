@@ -2,6 +2,7 @@
 
 use super::balance::Turns;
 use super::message::{HandleType, Query, Wanted};
+use crate::adopt::Estate;
 use crate::slots::{Group, SavedGroup};
 use crate::state::{Hex, Open, Taken};
 use crate::store::{Origin, Returned, Spot};
@@ -82,6 +83,8 @@ pub struct Asker {
 pub struct Sockets {
     /// What came back from the supervisor's store.
     pub returned: Returned,
+    /// What the workers of a dead master hold.
+    pub estate: Estate,
     released: Vec<String>,
     list: BTreeMap<u64, Shared>,
     last: u64,
@@ -161,13 +164,13 @@ impl Sockets {
             twice = true;
         }
         let made = match find_given(&query.wanted, given) {
-            Some(Ok((address, fd))) => Ok((fd, Some(address), None)),
+            Some(Ok((address, fd))) => Ok((fd, Some(address), Origin::Bound, None)),
             Some(Err(errno)) => return Answer::Refused(errno as i32),
             None => self
                 .have(query, asker)
-                .map(|(fd, stored)| (Rc::new(fd), None, stored)),
+                .map(|(fd, origin, stored)| (Rc::new(fd), None, origin, stored)),
         };
-        let (fd, address, stored) = match made {
+        let (fd, address, origin, stored) = match made {
             Ok(made) => made,
             Err(why) => {
                 return Answer::Refused(
@@ -214,10 +217,7 @@ impl Sockets {
                 generation: asker.generation,
                 made_by: asker.generation,
                 hand_over: (asker.round_robin && kind == HandleType::Net).then(HandOver::default),
-                origin: match stored {
-                    Some(_) => Origin::Returned,
-                    None => Origin::Bound,
-                },
+                origin,
                 stored: stored.or_else(|| spot(query).filter(|_| address.is_none())?.name()),
                 group: None,
                 wanted: query.wanted.clone(),
@@ -228,20 +228,32 @@ impl Sockets {
         Answer::Socket(self.last, true)
     }
 
-    /// The socket that came back for this address, with its name in the store, or a new one.
-    fn have(&mut self, query: &Query, asker: Asker) -> io::Result<(OwnedFd, Option<String>)> {
+    /// The socket that came back for this address, with its name in the store, that of orphans, or a new
+    /// one.
+    fn have(
+        &mut self,
+        query: &Query,
+        asker: Asker,
+    ) -> io::Result<(OwnedFd, Origin, Option<String>)> {
         may_bind(query, asker)?;
         let Some(spot) = spot(query) else {
-            return bind(query, asker).map(|fd| (fd, None));
+            return bind(query, asker).map(|fd| (fd, Origin::Bound, None));
         };
         let udp = matches!(query.wanted, Wanted::Udp { .. });
         while let Some((name, fd)) = self.returned.take(&spot) {
             let again = socket::set_nonblocking(&fd);
             let listens = || socket::backlog_again(fd.as_fd(), asker.backlog).is_ok();
             if again.is_ok() && (udp || listens()) {
-                return Ok((fd, Some(name)));
+                return Ok((fd, Origin::Returned, Some(name)));
             }
             self.released.push(name);
+        }
+        if let Some(fd) = self.estate.take(&spot, None) {
+            socket::set_nonblocking(&fd)?;
+            if !udp {
+                socket::backlog_again(fd.as_fd(), asker.backlog)?;
+            }
+            return Ok((fd, Origin::Adopted, None));
         }
         let in_use = |why: &io::Error| why.kind() == io::ErrorKind::AddrInUse;
         match bind(query, asker) {
@@ -249,9 +261,9 @@ impl Sockets {
                 let way = self.returned.in_the_way(&spot);
                 self.released.extend(way.into_iter().map(|(name, _)| name));
                 // Until the store has closed its own copy this fails again, and the next worker has it.
-                bind(query, asker).map(|fd| (fd, None))
+                bind(query, asker).map(|fd| (fd, Origin::Bound, None))
             }
-            made => made.map(|fd| (fd, None)),
+            made => made.map(|fd| (fd, Origin::Bound, None)),
         }
     }
 
