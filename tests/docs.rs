@@ -383,7 +383,7 @@ fn events_are_those_of_the_source() {
         for (at, _) in code.match_indices(&mention) {
             let end = at + code[at..].find(';').unwrap_or(0);
             let function = code[..at].rfind("fn ").unwrap_or(0);
-            let start = if code[at..end].contains("&fields") {
+            let start = if code[at..end].contains("fields") {
                 code[..at]
                     .rfind("let fields")
                     .max(code[..at].rfind("let mut fields"))
@@ -396,6 +396,9 @@ fn events_are_those_of_the_source() {
             let is_key =
                 |key: &&str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase());
             let statement = &code[start..end];
+            if statement.contains("member.fields()") {
+                keys.extend(["slot", "pid"].map(str::to_owned));
+            }
             for (at, _) in statement.match_indices("(\"") {
                 let (key, rest) = statement[at + 2..].split_once('"').unwrap_or_default();
                 if rest.starts_with(',') && is_key(&key) {

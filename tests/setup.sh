@@ -43,6 +43,10 @@ need gunicorn gunicorn
 need ip iproute2
 need ps procps
 need setpriv util-linux
+need fsfreeze util-linux
+need mount mount
+need mkfs.ext4 e2fsprogs
+need makewhatis mandoc
 need openssl openssl
 need systemd-socket-activate systemd
 need curl curl

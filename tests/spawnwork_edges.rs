@@ -8,7 +8,7 @@
 )]
 
 use kit::http::get;
-use kit::{Dir, Run, app, eventually, field, free_port};
+use kit::{Dir, Disk, Run, app, eventually, field, free_port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -291,4 +291,88 @@ fn a_unix_socket_is_never_seen_with_another_mode() {
     let (seen, wrong) = watcher.join().unwrap();
     assert!(seen > 100, "{seen}");
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+/// A worker of slot 0 that hangs in the kernel as long as the disk does: at its start if it is the first,
+/// else when it is told to go.
+const HANGS: &str = r#"
+echo $$ >>pids
+if mkdir first-$WORKER_ID-$1 2>/dev/null && test $WORKER_ID = 0; then
+    case $1 in
+    start) echo start >"$DISK/file" ;;
+    stop) trap 'echo stop >"$DISK/file"' TERM ;;
+    esac
+fi
+echo >&9
+while :; do sleep 1 9>&- & wait $!; done
+"#;
+
+// Edge case 20.
+#[test]
+fn a_worker_that_hangs_in_the_kernel_is_replaced_marked_and_not_waited_for() {
+    let (dir, disk) = (Dir::new(), Disk::new(16));
+    let control = dir.path().join("c.sock");
+    let ctl = |words: &[&str]| {
+        let run = Run::new(SPAWNWORK).args(["--ctl"]).args([&control]);
+        run.args(words).finish()
+    };
+    disk.freeze();
+    let mut master = Run::new(SPAWNWORK)
+        .args(["-n", "2", "--ready", "fd:9", "--ready-timeout", "2s"])
+        .args(["--stop-timeout", "300ms", "--control"])
+        .args([&control])
+        .args(["--", "sh", "-c", HANGS, "sh", "start"])
+        .env("DISK", disk.path())
+        .dir(dir.path())
+        .start();
+    let stuck = master.event("worker-stuck");
+    assert_eq!(field(&stuck, "slot"), "0", "{stuck}");
+    let stuck = field(&stuck, "pid");
+    let state = std::fs::read_to_string(format!("/proc/{stuck}/stat")).unwrap();
+    assert!(state.contains(") D "), "{state}");
+    // Its slot has another one, and all serve.
+    let instead = master.event_with("worker-ready", "slot=0");
+    assert_ne!(field(&instead, "pid"), stuck);
+    master.event("generation-serving");
+    let status = ctl(&["status"]);
+    assert_eq!(status.status, 0, "{}", status.out);
+    let line = status.out.lines().find(|line| line.contains(&stuck));
+    assert!(
+        line.is_some_and(|line| line.contains("stuck")),
+        "{}",
+        status.out
+    );
+    // Deploys go on without it.
+    assert_eq!(ctl(&["reload"]).status, 0);
+    // When the disk comes back, it ends, and nothing follows from that.
+    disk.thaw();
+    let gone = master.event_with("worker-exited", &format!("pid={stuck}"));
+    assert_eq!(field(&gone, "by"), "ready-timeout", "{gone}");
+    assert_eq!(ctl(&["status"]).status, 0);
+    assert_eq!(master.stop(), 0);
+}
+
+// Edge case 20.
+#[test]
+fn the_end_does_not_wait_for_a_worker_that_hangs_in_the_kernel() {
+    let (dir, disk) = (Dir::new(), Disk::new(16));
+    let mut master = Run::new(SPAWNWORK)
+        .args(["-n", "2", "--ready", "fd:9", "--stop-timeout", "300ms"])
+        .args(["--", "sh", "-c", HANGS, "sh", "stop"])
+        .env("DISK", disk.path())
+        .dir(dir.path())
+        .start();
+    master.event("generation-serving");
+    disk.freeze();
+    master.signal(Signal::SIGTERM);
+    let left = master.event("worker-left");
+    assert_eq!(field(&left, "slot"), "0", "{left}");
+    assert_eq!(master.end(), 0);
+    let left = field(&left, "pid");
+    let stat = || std::fs::read_to_string(format!("/proc/{left}/stat")).unwrap_or_default();
+    assert!(stat().contains(") D "), "{}", stat());
+    disk.thaw();
+    eventually("the end of what hung", || {
+        (stat().is_empty() || stat().contains(") Z ")).then_some(())
+    });
 }

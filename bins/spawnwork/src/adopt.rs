@@ -10,7 +10,8 @@ use crate::launch::expand_with;
 use crate::node::sockets::same_host;
 use crate::output::{Output, Stream, Which};
 use crate::plan::{Node, Plan};
-use crate::run::{Master, Phase, Token};
+use crate::pool::Phase;
+use crate::run::{Master, Token};
 use crate::store::Spot;
 use common::child::{self, Peer};
 use common::event::Level;
@@ -706,15 +707,15 @@ impl Master {
 
     /// What an orphan says goes where our own workers' words go.
     fn listen_to(&mut self, orphan: &Orphan, which: Which, fd: OwnedFd) {
-        self.last_id += 1;
-        let mut stream = Stream::again(fd, which, self.last_id, &[]);
+        let id = self.pool.new_id();
+        let mut stream = Stream::again(fd, which, id, &[]);
         let (slot, generation) = orphan
             .claim
             .as_ref()
             .map_or((0, 0), |claim| (claim.slot, claim.generation));
         let prefix = expand_with(&self.plan.prefix, slot, generation, Some(orphan.peer.pid()));
         stream.set_prefix(prefix.into_bytes());
-        let number = self.last_id * 2 + which as u64;
+        let number = id * 2 + which as u64;
         if which == Which::Out && !self.one_output && self.outputs[0].is_none() {
             self.outputs[0] = Some(Output::open(1));
         }
@@ -749,7 +750,7 @@ impl Master {
 
     /// What is due for the orphans.
     pub(crate) fn on_orphans_time(&mut self, now: Instant) {
-        let stage = match self.phase {
+        let stage = match self.pool.phase {
             Phase::Initial => Stage::Starting,
             Phase::Running | Phase::Reloading(_) => Stage::Serving,
             Phase::Stopping(Exit::Ok) => Stage::Stopping,

@@ -1,12 +1,10 @@
 //! `--check`: a command that looks at a release before any worker of it is started.
 
-use crate::events;
-use crate::launch::{self, Generation};
+use crate::launch;
 use crate::output::{Readout, Stream, Which};
-use crate::run::{Master, Phase, Token};
+use crate::run::{Master, Token};
 use common::child::Child;
 use common::error::{Doing, Result};
-use common::event::{Level, Value};
 use common::exit::End;
 use common::lines::LastLines;
 use common::wait::Interest;
@@ -16,6 +14,7 @@ use std::time::Instant;
 /// The command at work.
 #[derive(Debug)]
 pub struct Check {
+    generation: u32,
     child: Child,
     stream: Stream,
     words: LastLines,
@@ -39,12 +38,18 @@ impl Check {
 
 impl Master {
     /// Starts `--check` for a generation, in its directory and with its environment.
-    pub(crate) fn start_check_of(
-        &mut self,
-        command: &str,
-        generation: &Generation,
-        now: Instant,
-    ) -> Result<Check> {
+    pub(crate) fn start_check_of(&mut self, generation: u32, now: Instant) {
+        match self.check_of(generation, now) {
+            Ok(check) => self.check = Some(check),
+            Err(error) => {
+                let why = error.to_string();
+                self.pool.check_failed(generation, &why, Vec::new(), now);
+            }
+        }
+    }
+
+    fn check_of(&self, generation: u32, now: Instant) -> Result<Check> {
+        let command = self.plan.check.as_deref().unwrap_or_default();
         let (stream, writer) =
             Stream::open(Which::Err, 0).doing("make a pipe for the output of --check")?;
         let standard = [
@@ -52,11 +57,13 @@ impl Master {
             writer.as_raw_fd(),
             writer.as_raw_fd(),
         ];
-        let image = launch::check_image(&self.plan, generation, command, standard)?;
+        let image =
+            launch::check_image(&self.plan, self.generation(generation)?, command, standard)?;
         let child = Child::start(&image).doing("start --check")?;
         self.events
             .add(&stream, Token::Check.number(), Interest::Read)?;
         Ok(Check {
+            generation,
             child,
             stream,
             words: LastLines::new(20, 512),
@@ -65,14 +72,19 @@ impl Master {
         })
     }
 
+    /// Nobody wants its result any more; it is reaped as a stranger.
+    pub(crate) fn drop_check(&mut self) {
+        if let Some(check) = self.check.take() {
+            self.events.remove(&check.stream);
+            check.abandon();
+        }
+    }
+
     /// What it says goes where the workers' stderr goes.
     pub(crate) fn on_check_output(&mut self, now: Instant) {
         let mut buffer = [0u8; 16 << 10];
         let index = self.index_of(Which::Err);
-        let Phase::Reloading(reloading) = &mut self.phase else {
-            return;
-        };
-        let (Some(check), Some(output)) = (&mut reloading.check, self.outputs[index].as_mut())
+        let (Some(check), Some(output)) = (self.check.as_mut(), self.outputs[index].as_mut())
         else {
             return;
         };
@@ -98,34 +110,23 @@ impl Master {
 
     /// Our output has room again.
     pub(crate) fn arm_check(&mut self) {
-        if let Phase::Reloading(reloading) = &self.phase {
-            if let Some(check) = &reloading.check {
-                self.events
-                    .set(&check.stream, Token::Check.number(), Interest::Read);
-            }
+        if let Some(check) = &self.check {
+            self.events
+                .set(&check.stream, Token::Check.number(), Interest::Read);
         }
     }
 
     /// It takes too long.
     pub(crate) fn on_check_time(&mut self, now: Instant) {
-        if let Phase::Reloading(reloading) = &self.phase {
-            if let Some(check) = reloading
-                .check
-                .as_ref()
-                .filter(|check| check.deadline <= now)
-            {
-                check.abandon();
-            }
+        if let Some(check) = self.check.as_ref().filter(|check| check.deadline <= now) {
+            check.abandon();
         }
     }
 
     /// It has ended.
     pub(crate) fn on_check_end(&mut self, now: Instant) {
         self.on_check_output(now);
-        let Phase::Reloading(reloading) = &mut self.phase else {
-            return;
-        };
-        let (Some(check), generation) = (reloading.check.take(), reloading.target.number) else {
+        let Some(check) = self.check.take() else {
             return;
         };
         self.events.remove(&check.stream);
@@ -135,35 +136,20 @@ impl Master {
         check.abandon();
         let words = crate::deaths::spoken(&check.words);
         let mut child = check.child;
-        let failure = child.start_failure();
-        let why = match (failure, child.reap()) {
-            (Some(failure), _) => failure.describe(std::ffi::OsStr::new("/bin/sh")),
-            (None, Some(End::Exited(0))) => {
-                let took = common::time::say(took);
-                self.progress(generation, &format!("check passed in {took}"), now);
-                self.advance_reload(now);
-                return;
-            }
-            (None, _) if late => format!(
+        let why = match (child.start_failure(), child.reap()) {
+            (Some(failure), _) => Some(failure.describe(std::ffi::OsStr::new("/bin/sh"))),
+            (None, Some(End::Exited(0))) => None,
+            (None, _) if late => Some(format!(
                 "--check was not done within {}",
                 common::time::say(self.plan.ready_timeout)
-            ),
-            (None, Some(end)) => format!("--check ended with {end}"),
-            (None, None) => "--check ended".to_owned(),
+            )),
+            (None, Some(end)) => Some(format!("--check ended with {end}")),
+            (None, None) => Some("--check ended".to_owned()),
         };
-        self.phase = Phase::Running;
-        self.reloads.refused += 1;
-        self.supervisor
-            .reload_ended(crate::supervisor::Outcome::Refused);
-        let mut fields = vec![
-            ("generation", generation.into()),
-            ("error", Value::from(why.clone())),
-        ];
-        if let Some(text) = crate::pool::in_one_line(&words) {
-            fields.push(("stderr", text.into()));
+        match why {
+            None => self.pool.check_passed(check.generation, took, now),
+            Some(why) => self.pool.check_failed(check.generation, &why, words, now),
         }
-        self.say(Level::Error, events::RELOAD_REFUSED, &fields);
-        let why = format!("refused: {why}");
-        self.reload_not_begun(generation, &why, &words, now);
+        self.act(now);
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::deaths::By;
 use crate::events;
+use crate::pool::Phase;
 use crate::resize::Resized;
-use crate::run::{Master, Phase, Token};
+use crate::run::{Master, Token};
 use common::control::Reply;
 use common::event::{Level, Value};
 use common::exit::Exit;
@@ -11,9 +12,9 @@ use common::wait::Wake;
 use std::time::Instant;
 
 /// The result of a reload that a newer one took the place of.
-const SUPERSEDED: u8 = 3;
+pub const SUPERSEDED: u8 = 3;
 /// The result of a reload that was not begun.
-const REFUSED: u8 = 4;
+pub const REFUSED: u8 = 4;
 
 /// Signals that are sent to end somebody: INT, QUIT, ABRT, KILL, TERM.
 pub(crate) const ENDING: [i32; 5] = [2, 3, 6, 9, 15];
@@ -235,7 +236,7 @@ impl Master {
             }
             Request::Reload(until) => {
                 // Waited for from before it begins: it may be over when reload() returns.
-                let expected = self.last_generation + 1;
+                let expected = self.pool.last_generation + 1;
                 if until == Until::Done {
                     self.await_result(client, Awaited::Generation(expected));
                 }
@@ -268,7 +269,7 @@ impl Master {
                     Until::Begun => self.answer(client, &Reply::Ok("stopping".to_owned()), now),
                     Until::Done => self.await_result(client, Awaited::End),
                 }
-                let again = matches!(self.phase, Phase::Stopping(_));
+                let again = matches!(self.pool.phase, Phase::Stopping(_));
                 self.stop(Exit::Ok, now);
                 if at_once {
                     self.kill_all("quit", now);
@@ -289,12 +290,12 @@ impl Master {
                 self.answer_resized(client, resized, now);
             }
             Request::Restart(whom) => {
-                let count = self.slots.len();
+                let count = self.pool.slots.len();
                 let (from, to) = match whom {
                     Whom::All => (0, count),
                     Whom::Slot(slot) => (slot, slot + 1),
                 };
-                let why = match self.phase {
+                let why = match self.pool.phase {
                     _ if to > count => Some(format!("there is no slot {from}")),
                     Phase::Running => None,
                     Phase::Initial => Some("the first generation is still starting".to_owned()),
@@ -305,12 +306,14 @@ impl Master {
                     Some(why) => self.answer(client, &Reply::Err(Exit::No.code(), why), now),
                     None => {
                         self.await_result(client, Awaited::Restart);
-                        self.restart(from..to, now);
+                        self.pool.restart(from..to);
+                        self.recycle(now);
                     }
                 }
             }
             Request::Signal(signal, whom) => {
                 let ids: Vec<u64> = self
+                    .pool
                     .slots
                     .iter()
                     .enumerate()
@@ -326,7 +329,7 @@ impl Master {
                     if let Some(worker) = self.workers.get_mut(id) {
                         // HUP and its like it may survive, and die of something else.
                         if ENDING.contains(&signal) {
-                            worker.by.get_or_insert(By::Operator);
+                            self.pool.blame(*id, By::Operator);
                         }
                         worker.child.signal_group(signal);
                     }
@@ -337,12 +340,8 @@ impl Master {
                 self.answer(client, &Reply::Ok(text), now);
             }
             Request::Clear => {
-                self.frozen = None;
-                for slot in &mut self.slots {
-                    slot.history.clear();
-                }
-                self.start_waiting(now);
-                self.say(Level::Info, events::CLEARED, &[]);
+                self.pool.clear(now);
+                self.act(now);
                 self.answer(client, &Reply::Ok("cleared".to_owned()), now);
             }
             Request::Events => {
@@ -367,7 +366,7 @@ impl Master {
     }
 
     fn answer_resized(&mut self, client: u64, resized: Resized, now: Instant) {
-        let reply = match (resized, &self.phase) {
+        let reply = match (resized, &self.pool.phase) {
             (Resized::Now(count), _) => Reply::Ok(format!("{count} workers")),
             (Resized::Later(count), Phase::Reloading(_)) => {
                 Reply::Ok(format!("{count} workers when the reload is done"))
@@ -437,12 +436,6 @@ impl Master {
         }
     }
 
-    /// A newer reload takes the place of the one to `generation`.
-    pub(crate) fn reload_superseded(&mut self, generation: u32, now: Instant) {
-        let why = format!("a newer reload took the place of generation {generation}");
-        self.reload_ended(generation, &Reply::Err(SUPERSEDED, why), &[], now);
-    }
-
     /// The reload to `generation` was not begun.
     pub(crate) fn reload_not_begun(
         &mut self,
@@ -456,10 +449,7 @@ impl Master {
 
     /// The queued reload begins now.
     pub(crate) fn reload_from_queue(&mut self, now: Instant) {
-        if !std::mem::take(&mut self.queued_reload) {
-            return;
-        }
-        let expected = self.last_generation + 1;
+        let expected = self.pool.last_generation + 1;
         for waiting in &mut self.waiting {
             if waiting.what == Awaited::Queued {
                 waiting.what = Awaited::Generation(expected);

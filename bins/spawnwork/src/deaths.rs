@@ -148,12 +148,12 @@ impl Deaths {
     const MOST: usize = 5;
 
     /// Takes note of one.
-    pub fn note(&mut self, death: Death, words: &LastLines) {
+    pub fn note(&mut self, death: Death, words: Vec<String>) {
         if self.list.len() == Deaths::MOST {
             self.list.pop_back();
         }
         self.list.push_front(death);
-        self.words = spoken(words);
+        self.words = words;
     }
 
     /// The newest first.
@@ -212,8 +212,6 @@ mod tests {
     fn only_the_last_five_are_kept_the_newest_first() {
         let mut deaths = Deaths::default();
         for pid in 0..9 {
-            let mut words = LastLines::new(2, 10);
-            words.push(format!("said {pid}\n").as_bytes());
             let death = Death {
                 pid,
                 generation: 1,
@@ -222,7 +220,7 @@ mod tests {
                 uptime: Duration::ZERO,
                 at: Instant::now(),
             };
-            deaths.note(death, &words);
+            deaths.note(death, vec![format!("said {pid}")]);
         }
         let pids: Vec<i32> = deaths.iter().map(|death| death.pid).collect();
         assert_eq!(pids, [8, 7, 6, 5, 4]);

@@ -22,6 +22,10 @@ pub const WORKER_HELD: &str = "worker-held";
 pub const WORKER_STOPPING: &str = "worker-stopping";
 /// A worker did not stop in time.
 pub const WORKER_KILLED: &str = "worker-killed";
+/// A killed worker hangs in the kernel; its slot gets another one.
+pub const WORKER_STUCK: &str = "worker-stuck";
+/// We end without a worker, or what it left behind, that hangs in the kernel.
+pub const WORKER_LEFT: &str = "worker-left";
 /// A worker's watchdog was not fed in time.
 pub const WORKER_HUNG: &str = "worker-hung";
 /// A worker of a dead master was found.

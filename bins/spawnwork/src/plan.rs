@@ -7,8 +7,9 @@ use crate::cli::{
     Surge, Workers,
 };
 use crate::output::{self, Kind};
+use crate::pool::{Policy, respawn};
 use crate::state::Saved;
-use crate::{adopt, cpus, reload, respawn, store};
+use crate::{adopt, cpus, store};
 use common::error::{Error, Result};
 use common::event::{Format, Level};
 use common::fds::{self, Inherited, ListenPid};
@@ -361,18 +362,24 @@ impl Plan {
         })
     }
 
-    /// The rules of a reload of `workers` workers.
+    /// What of it the pool decides by.
     #[must_use]
-    pub fn rules(&self, workers: usize) -> reload::Rules {
-        let surge = match self.surge {
-            Surge::Count(count) => count,
-            Surge::Percent(percent) => (workers * percent as usize).div_ceil(100),
-        };
-        reload::Rules {
-            surge: surge.min(workers),
+    pub fn policy(&self) -> Policy {
+        Policy {
+            surge: self.surge,
             parallel: self.parallel,
             probation: self.probation,
+            check: self.check.is_some(),
             probe: self.probe.is_some(),
+            // A new release that fails in its probation takes no request along: until the switch the
+            // old one has them all.
+            holds: self.node != Node::No && self.preload,
+            stop_timeout: self.stop_timeout,
+            respawn: self.respawn.clone(),
+            on_limit: self.on_limit,
+            max_rss: self.max_rss,
+            max_lifetime: self.max_lifetime,
+            jitter: self.jitter,
         }
     }
 }

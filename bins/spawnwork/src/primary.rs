@@ -7,9 +7,10 @@ use crate::node::message::{self, HandleType, Message, Query};
 use crate::node::sockets::{Answer, Asker, asked_for, key_of};
 use crate::notify::Alive;
 use crate::plan::{Node, Readiness};
-use crate::run::{Master, Phase, Token};
+use crate::pool::Phase;
+use crate::run::{Master, Token};
 use crate::slots::Unasked;
-use crate::worker::{State, Worker};
+use crate::worker::Worker;
 use common::event::Level;
 use common::socket;
 use common::wait::{Interest, Wake};
@@ -82,10 +83,10 @@ impl Master {
         let Some(worker) = self.workers.get_mut(&id) else {
             return;
         };
-        if worker.stays() {
-            worker.cause = Some(error);
+        if self.pool.stays(id) {
             worker.cut_off = self.preload.is_some() && worker.listening_since.is_some();
-            self.leave(id, now);
+            self.pool.dismiss(id, error, now);
+            self.act(now);
         }
     }
 
@@ -137,7 +138,8 @@ impl Master {
             Message::Listening => {
                 worker.open_queries = worker.open_queries.saturating_sub(1);
                 worker.listening_since = Some(now);
-                let (held, slot) = (worker.held, worker.slot);
+                let slot = worker.slot;
+                let held = self.pool.members.get(&id).is_some_and(|one| one.held);
                 // Its own listen() has rewritten the backlog that all share (511 by default).
                 let fds: Vec<(u64, Rc<OwnedFd>)> = self
                     .sockets
@@ -177,12 +179,9 @@ impl Master {
 
     /// The worker was held back, and has a slot now.
     pub(crate) fn let_accept(&mut self, id: u64, now: Instant) {
-        let Some(worker) = self.workers.get_mut(&id) else {
+        let Some(worker) = self.workers.get(&id) else {
             return;
         };
-        if !std::mem::take(&mut worker.held) {
-            return;
-        }
         let listens = worker.listening_since.is_some();
         self.send(id, message::accept_now(self.plan.backlog), None);
         for socket in self.sockets.held_by(id) {
@@ -204,7 +203,7 @@ impl Master {
         };
         let asker = Asker {
             worker: id,
-            generation: worker.generation.number,
+            generation: worker.generation,
             identity: self
                 .plan
                 .user
@@ -312,14 +311,14 @@ impl Master {
         let Some(worker) = self.workers.get(&id) else {
             return;
         };
-        let (leaving, slot) = (!worker.stays(), worker.slot);
+        let (leaving, slot) = (!self.pool.stays(id), worker.slot);
         let holds_more = !self.sockets.held_by(id).is_empty();
         if leaving {
             // An app that closes its server on TERM by itself is held by nothing but its channel now.
             if !worker.disconnected && !holds_more {
                 self.disconnect(id);
             }
-        } else if !matches!(self.phase, Phase::Stopping(_)) {
+        } else if !matches!(self.pool.phase, Phase::Stopping(_)) {
             let mine = self.sockets.drop_unheld(|shared| shared.key == key);
             self.close_unasked(socket, Unasked::Closed(slot));
             for (_, shared) in mine {
@@ -409,7 +408,7 @@ impl Master {
                 return;
             };
             hand_over.turns.expire(now);
-            if !Master::may_accept(hand_over, now) {
+            if !hand_over.turns.has_room(now) {
                 break;
             }
             let connection = match hand_over.put_back.pop_front() {
@@ -459,7 +458,7 @@ impl Master {
 
     /// Put back connections, and workers that were full, get their next occasion.
     pub(crate) fn hand_over_all(&mut self, now: Instant) {
-        if !self.round_robin() {
+        if !(self.plan.balance == Balance::RoundRobin) {
             return;
         }
         let due: Vec<u64> = self
@@ -483,7 +482,7 @@ impl Master {
         let Some(hand_over) = shared.hand_over.as_ref() else {
             return;
         };
-        let interest = if Master::may_accept(hand_over, now) {
+        let interest = if hand_over.turns.has_room(now) {
             Interest::Read
         } else {
             Interest::Nothing
@@ -545,7 +544,9 @@ impl Master {
             let owner = self
                 .workers
                 .values()
-                .find(|worker| worker.stays() && common::child::descends(pid, worker.child.pid()))
+                .find(|worker| {
+                    self.pool.stays(worker.id) && common::child::descends(pid, worker.child.pid())
+                })
                 .map(|worker| worker.id);
             let (Some(id), Ok(channel)) = (owner, Channel::new(fd)) else {
                 continue;
@@ -594,8 +595,10 @@ impl Master {
             let (id, watched) = (worker.id, worker.heard_by.is_some());
             match (said.alive, self.plan.watchdog) {
                 (Some(Alive::Yes), Some(length)) if watched => worker.heard_by = Some(now + length),
-                (Some(Alive::No), Some(_)) if watched && worker.state == State::Serving => {
-                    self.abort(id, "it sent WATCHDOG=trigger".to_owned(), now);
+                (Some(Alive::No), Some(_)) if watched => {
+                    self.pool
+                        .abort(id, "it sent WATCHDOG=trigger".to_owned(), now);
+                    self.act(now);
                 }
                 (Some(Alive::Yes | Alive::No) | None, _) => {}
             }

@@ -128,9 +128,21 @@ impl Master {
         let (id, took) = (probe.worker, now.saturating_duration_since(probe.started));
         self.drop_probe();
         match result {
-            Ok(status) => self.probe_passed(status, took, now),
+            Ok(status) => self.pool.probe_passed(status, took, now),
             Err(why) => self.probe_failed(id, &why, now),
         }
+        self.act(now);
+    }
+
+    fn probe_failed(&mut self, id: u64, why: &str, now: Instant) {
+        let path = self.plan.probe.as_deref().unwrap_or_default();
+        let words = self
+            .workers
+            .get(&id)
+            .map(|worker| crate::deaths::spoken(&worker.last))
+            .unwrap_or_default();
+        let why = format!("failed the probe {path}: {why}");
+        self.pool.probe_failed(id, &why, words, now);
     }
 
     /// Nobody wants its result any more.

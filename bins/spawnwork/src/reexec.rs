@@ -2,7 +2,8 @@
 //! looks at the state first, and says whether it can go on with it; until then nothing has happened.
 
 use crate::events;
-use crate::run::{Master, Phase};
+use crate::pool::Phase;
+use crate::run::Master;
 use crate::state::{Open, Saved};
 use common::child::{self, Child};
 use common::control::Reply;
@@ -128,9 +129,9 @@ pub fn check(number: RawFd) -> Result<Exit> {
 impl Master {
     /// Why it cannot be now.
     fn not_now(&self) -> Option<&'static str> {
-        match self.phase {
+        match self.pool.phase {
             Phase::Running if self.upgrade.is_some() => Some("one is under way"),
-            Phase::Running if self.slots.iter().any(|slot| slot.next.is_some()) => {
+            Phase::Running if self.pool.slots.iter().any(|slot| slot.next.is_some()) => {
                 Some("a worker is being replaced")
             }
             Phase::Running if self.resizing.is_some() => Some("slots that go are emptied"),

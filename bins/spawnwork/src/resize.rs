@@ -1,8 +1,8 @@
 //! More workers or fewer: by signals, and over the control socket.
 
 use crate::events;
-use crate::run::{Master, Phase};
-use crate::worker::Slot;
+use crate::pool::Phase;
+use crate::run::Master;
 use common::event::Level;
 use std::time::{Duration, Instant};
 
@@ -82,13 +82,13 @@ impl Master {
     }
 
     fn ask_for(&mut self, change: Change, now: Instant) -> Resized {
-        if matches!(self.phase, Phase::Stopping(_)) {
+        if matches!(self.pool.phase, Phase::Stopping(_)) {
             return Resized::Refused;
         }
         // Requests add up while they wait.
         let before = self
             .resizing
-            .map_or(self.slots.len(), |resizing| resizing.wanted);
+            .map_or(self.pool.slots.len(), |resizing| resizing.wanted);
         let wanted = change.applied_to(before);
         if wanted != before {
             self.resizing = Some(Resizing {
@@ -116,7 +116,7 @@ impl Master {
         else {
             return;
         };
-        match self.phase {
+        match self.pool.phase {
             // A reload counts its slots when it begins.
             Phase::Reloading(_) => return,
             Phase::Stopping(_) => {
@@ -125,7 +125,7 @@ impl Master {
             }
             Phase::Initial | Phase::Running => {}
         }
-        let present = self.slots.len();
+        let present = self.pool.slots.len();
         if wanted < present {
             match passed_over {
                 Some(since) => {
@@ -146,34 +146,18 @@ impl Master {
             }
         }
         self.resizing = None;
-        if wanted < present {
-            self.drop_recycle("there will be fewer workers", now);
-        }
-        while self.slots.len() > wanted {
-            if let Some(slot) = self.slots.pop() {
-                slot.current.into_iter().for_each(|id| self.leave(id, now));
-            }
-        }
-        while self.slots.len() < wanted {
-            self.slots.push(Slot::new(&self.generation));
-            self.line.push_back(self.slots.len() - 1);
-        }
+        self.pool.resize(wanted, now);
         if wanted >= present {
             // Those that were to go and are to stay after all get new connections again.
             self.pass_over();
         }
-        self.close_removed();
-        if wanted != present {
-            let fields = [("workers", wanted.into())];
-            self.say(Level::Info, events::WORKERS_CHANGED, &fields);
-        }
-        self.first_generation_serves(now);
+        self.act(now);
     }
 
     /// When queues are looked at next.
     pub(crate) fn resize_deadline(&self, now: Instant) -> Option<Instant> {
         let passed_over = self.resizing.and_then(|resizing| resizing.passed_over);
-        match self.phase {
+        match self.pool.phase {
             Phase::Initial | Phase::Running => passed_over.map(|_| now + LOOK),
             Phase::Reloading(_) | Phase::Stopping(_) => None,
         }

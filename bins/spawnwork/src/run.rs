@@ -2,6 +2,7 @@
 
 use crate::actions::{Action, Hangup};
 use crate::adopt::Orphans;
+use crate::check::Check;
 use crate::cli::OrphansArg;
 use crate::control::{self, Waiting};
 use crate::deaths::By;
@@ -14,19 +15,16 @@ use crate::node::sockets::Sockets;
 use crate::notify::Notify;
 use crate::output::{self, Output, Readout, Stream, Which};
 use crate::plan::{Listen, Node, Plan, Readiness};
-use crate::pool::Reloading;
+use crate::pool::{Phase, Pool, State};
 use crate::probe::Probe;
-use crate::recycle::Recycling;
 use crate::reexec::Upgrade;
-use crate::reload::Trial;
 use crate::resize::Resizing;
 use crate::slots::Group;
 use crate::state::Taken;
-use crate::status::{Frozen, Reloads};
 use crate::store::{self, Origin, Returned, Spot};
 use crate::supervisor::Supervisor;
-use crate::worker::{Slot, State, Wait, Worker};
-use common::child::{self, Peer};
+use crate::worker::Worker;
+use common::child::Peer;
 use common::control::{Reply, Server};
 use common::error::{Doing, Error, Result};
 use common::event::{Format, Level, Log, Value};
@@ -36,7 +34,7 @@ use common::signal::{Received, Signals};
 use common::socket::{self, Address};
 use common::sys;
 use common::wait::{Interest, Loop, Wake};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -120,24 +118,12 @@ impl Token {
 /// To look so late means that we were stopped, or the whole machine was: limits of others are put off.
 const OVERSLEPT: Duration = Duration::from_millis(250);
 
-/// What the pool as a whole is doing.
-#[derive(Debug)]
-pub enum Phase {
-    /// The first generation starts.
-    Initial,
-    /// It serves.
-    Running,
-    /// A new generation comes.
-    Reloading(Reloading),
-    /// Everybody goes; then we end with this status.
-    Stopping(Exit),
-}
-
 /// Processes that a worker left behind.
 #[derive(Debug)]
 pub struct Leftover {
     pub(crate) peers: Vec<Peer>,
     pub(crate) kill_at: Instant,
+    pub(crate) killed: Option<Instant>,
 }
 
 /// The master.
@@ -145,20 +131,14 @@ pub struct Master {
     pub(crate) plan: Plan,
     pub(crate) log: Log,
     pub(crate) events: Loop,
-    pub(crate) slots: Vec<Slot>,
+    /// What is decided about workers.
+    pub(crate) pool: Pool,
+    /// Their processes.
     pub(crate) workers: BTreeMap<u64, Worker>,
-    pub(crate) last_id: u64,
-    pub(crate) generation: Rc<Generation>,
-    pub(crate) last_generation: u32,
-    pub(crate) phase: Phase,
-    pub(crate) queued_reload: bool,
-    pub(crate) frozen: Option<Frozen>,
-    /// What may be taken back, and what would come in its place.
-    pub(crate) trial: Option<(Trial, Rc<Generation>)>,
-    pub(crate) reloads: Reloads,
-    pub(crate) deaths: BTreeMap<By, u64>,
+    /// What those of each generation have in common, as long as anybody may need it.
+    pub(crate) generations: BTreeMap<u32, Rc<Generation>>,
+    pub(crate) check: Option<Check>,
     pub(crate) probe: Option<Probe>,
-    pub(crate) recycling: Recycling,
     pub(crate) pid_file: Option<PidFile>,
     pub(crate) control: Option<Server>,
     /// The new program looks at our state.
@@ -167,7 +147,6 @@ pub struct Master {
     /// Clients that are told every event, and the form that they get it in.
     pub(crate) subscribers: Vec<u64>,
     pub(crate) feed: Log,
-    pub(crate) line: VecDeque<usize>,
     pub(crate) given: Vec<(Address, Rc<OwnedFd>)>,
     pub(crate) given_names: Vec<String>,
     /// The sockets of the slots, where they have their own.
@@ -191,10 +170,6 @@ pub struct Master {
     pub(crate) dead: Vec<Worker>,
     pub(crate) null: OwnedFd,
     pub(crate) started: Instant,
-    pub(crate) ever_ready: bool,
-    pub(crate) served: bool,
-    /// Workers of the first generation that were not ready in time.
-    pub(crate) late: BTreeSet<u64>,
     pub(crate) lost: u64,
 }
 
@@ -245,7 +220,7 @@ pub fn run(mut plan: Plan) -> Result<Exit> {
             for one in listen {
                 let bound = master.listen(one, &signals);
                 // Told to stop while it waited for an address.
-                if let Phase::Stopping(exit) = master.phase {
+                if let Phase::Stopping(exit) = master.pool.phase {
                     return Ok(master.leave_early(exit));
                 }
                 bound?;
@@ -285,31 +260,22 @@ impl Master {
             Some(Format::Json) => Format::Json,
             Some(Format::Text | Format::Journal) | None => Format::Text,
         };
-        let generation = Rc::new(Generation::new(1, &plan)?);
+        let started = Instant::now();
         let returned = Returned::new(std::mem::take(&mut plan.returned));
         let mut master = Master {
             log: Log::new("spawnwork", plan.format, plan.level),
             events: Loop::new()?,
-            slots: (0..plan.workers).map(|_| Slot::new(&generation)).collect(),
+            pool: Pool::new(plan.workers, plan.policy(), common::time::random(), started),
             workers: BTreeMap::new(),
-            last_id: 0,
-            generation,
-            last_generation: 1,
-            phase: Phase::Initial,
-            queued_reload: false,
-            frozen: None,
-            trial: None,
-            reloads: Reloads::default(),
-            deaths: BTreeMap::new(),
+            generations: BTreeMap::from([(1, Rc::new(Generation::new(1, &plan)?))]),
+            check: None,
             probe: None,
-            recycling: Recycling::default(),
             pid_file,
             control,
             upgrade: None,
             waiting: Vec::new(),
             subscribers: Vec::new(),
             feed: Log::new("spawnwork", Some(feed), Level::Info),
-            line: (0..plan.workers).collect(),
             given: Vec::new(),
             given_names: Vec::new(),
             given_groups: Vec::new(),
@@ -333,10 +299,7 @@ impl Master {
                 .open("/dev/null")
                 .doing("open /dev/null")?
                 .into(),
-            started: Instant::now(),
-            ever_ready: false,
-            served: false,
-            late: BTreeSet::new(),
+            started,
             lost: 0,
             plan,
         };
@@ -377,8 +340,8 @@ impl Master {
         let version = env!("CARGO_PKG_VERSION");
         let fields = [
             ("version", version.into()),
-            ("generation", self.generation.number.into()),
-            ("workers", self.slots.len().into()),
+            ("generation", self.pool.generation.into()),
+            ("workers", self.pool.slots.len().into()),
         ];
         self.say(Level::Info, events::REEXECUTED, &fields);
         let client = client.and_then(sys::adopt);
@@ -388,6 +351,7 @@ impl Master {
         }
         // Whoever died in between has told nobody.
         self.reap(now);
+        self.act(now);
     }
 
     /// A socket of `--listen` that the program before us had.
@@ -552,7 +516,7 @@ impl Master {
             if signalled {
                 self.on_signals(signals, now);
             }
-            if matches!(self.phase, Phase::Stopping(_)) {
+            if matches!(self.pool.phase, Phase::Stopping(_)) {
                 return Err(why);
             }
         }
@@ -630,15 +594,11 @@ impl Master {
             let now = self.look(last, last);
             self.on_time(now);
             self.tell_supervisor(now);
-            match self.phase {
-                Phase::Stopping(exit)
-                    if self.workers.is_empty()
-                        && self.leftovers.is_empty()
-                        && self.orphans.gone() =>
-                {
+            if let Some(exit) = self.pool.end(now) {
+                if self.leftovers.is_empty() && self.orphans.gone() {
+                    self.leave_stuck_behind();
                     return Ok(exit);
                 }
-                Phase::Stopping(_) | Phase::Initial | Phase::Running | Phase::Reloading(_) => {}
             }
             self.drive_outputs();
             let due = self.deadline(Instant::now());
@@ -689,11 +649,10 @@ impl Master {
         if let Some(probe) = self.probe.as_mut() {
             probe.deadline += late;
         }
-        if let Phase::Reloading(reloading) = &mut self.phase {
-            if let Some(check) = reloading.check.as_mut() {
-                check.deadline += late;
-            }
+        if let Some(check) = self.check.as_mut() {
+            check.deadline += late;
         }
+        self.pool.put_off(late);
     }
 
     /// Child ends first, then stops, then reloads: a batch has no order of its own.
@@ -721,7 +680,7 @@ impl Master {
                         events::STOP_REQUESTED,
                         &[("signal", name(received.signal).into())],
                     );
-                    if matches!(self.phase, Phase::Stopping(_)) {
+                    if matches!(self.pool.phase, Phase::Stopping(_)) {
                         self.kill_all("a second request to stop", now);
                     } else {
                         self.stop(Exit::Ok, now);
@@ -734,7 +693,7 @@ impl Master {
                         events::STOP_REQUESTED,
                         &[("signal", name.clone().into())],
                     );
-                    if !matches!(self.phase, Phase::Stopping(_)) {
+                    if !matches!(self.pool.phase, Phase::Stopping(_)) {
                         self.stop(Exit::Ok, now);
                     }
                     self.kill_all(&name, now);
@@ -754,15 +713,15 @@ impl Master {
     fn forward(&mut self, signal: i32) {
         let mut count = 0usize;
         for worker in self.workers.values_mut() {
-            match worker.state {
-                State::Starting => drop(worker.owed.insert(signal)),
-                State::Serving | State::Draining => {
+            match self.pool.state(worker.id) {
+                Some(State::Starting) => drop(worker.owed.insert(signal)),
+                Some(State::Serving | State::Draining) => {
                     if crate::control::ENDING.contains(&signal) {
-                        worker.by.get_or_insert(By::Operator);
+                        self.pool.blame(worker.id, By::Operator);
                     }
                     worker.child.signal_group(signal);
                 }
-                State::Aborting | State::Killing => continue,
+                Some(State::Aborting | State::Killing | State::Stuck) | None => continue,
             }
             count += 1;
         }
@@ -780,7 +739,7 @@ impl Master {
         };
         for signal in std::mem::take(&mut worker.owed) {
             if crate::control::ENDING.contains(&signal) {
-                worker.by.get_or_insert(By::Operator);
+                self.pool.blame(id, By::Operator);
             }
             worker.child.signal_group(signal);
         }
@@ -823,14 +782,7 @@ impl Master {
         if let Some(control) = self.control.as_mut() {
             control.expire(&self.events, now);
         }
-        for leftover in &mut self.leftovers {
-            if leftover.kill_at <= now {
-                leftover.peers.iter().for_each(|peer| peer.signal(9));
-                leftover.kill_at = now + Duration::from_secs(1);
-            }
-            leftover.peers.retain(Peer::alive);
-        }
-        self.leftovers.retain(|leftover| !leftover.peers.is_empty());
+        self.on_leftovers_time(now);
         self.on_orphans_time(now);
     }
 
@@ -841,62 +793,44 @@ impl Master {
             .workers
             .values()
             .filter_map(|worker| self.worker_deadline(worker, now));
-        let slots = self.slots.iter().filter_map(|slot| match slot.wait {
-            Wait::Backoff(until) | Wait::Held(until) => Some(until),
-            Wait::Nothing | Wait::Queued => None,
-        });
         let sockets = self
             .sockets
             .iter()
             .filter_map(|(_, shared)| shared.deadline());
-        let leftovers = self.leftovers.iter().map(|leftover| leftover.kill_at);
-        let reload = match &self.phase {
-            Phase::Reloading(reloading) => match &reloading.check {
-                Some(check) => Some(check.deadline),
-                None => reloading.steps.deadline(),
-            },
-            Phase::Initial | Phase::Running | Phase::Stopping(_) => None,
-        };
-        let line = if self.line.is_empty() {
-            None
-        } else {
-            self.next_start(now)
-        };
-        // Pids of strangers give no event: looked at while there are any.
-        let strangers = (!self.leftovers.is_empty()).then(|| now + Duration::from_millis(50));
+        let leftovers = self.leftovers.iter().map(|leftover| leftover.deadline(now));
         streams
             .chain(workers)
-            .chain(slots)
             .chain(sockets)
             .chain(leftovers)
-            .chain(reload)
-            .chain(self.resize_deadline(now))
+            .chain(self.pool.deadline(now))
             .chain(self.recycle_deadline())
+            .chain(self.resize_deadline(now))
+            .chain(self.check.as_ref().map(|check| check.deadline))
             .chain(self.probe.as_ref().map(|probe| probe.deadline))
             .chain(self.upgrade.as_ref().map(|upgrade| upgrade.deadline))
             .chain(self.control.as_ref().and_then(Server::deadline))
-            .chain(line)
-            .chain(strangers)
             .chain(self.supervisor.deadline())
             .chain(self.orphans.deadline(now))
             .min()
     }
 
     fn worker_deadline(&self, worker: &Worker, now: Instant) -> Option<Instant> {
-        match worker.state {
-            State::Starting => {
-                let limit = worker.ready_by;
-                let ready = worker.ready_from(&self.plan.ready);
-                let check = match self.plan.ready {
-                    Readiness::Told(crate::cli::Ready::Exec(_)) if worker.check.0.is_none() => {
-                        Some(worker.check.1.max(now))
-                    }
-                    _ => None,
-                };
-                [Some(limit), ready, check].into_iter().flatten().min()
-            }
+        match self.pool.state(worker.id)? {
+            State::Starting => worker.start_deadline(&self.plan.ready, now),
             State::Serving => worker.heard_by,
-            State::Draining | State::Aborting | State::Killing => worker.kill_at,
+            State::Draining | State::Aborting | State::Killing | State::Stuck => None,
+        }
+    }
+
+    /// Workers that are there still although they were killed.
+    fn leave_stuck_behind(&mut self) {
+        let stuck: Vec<(usize, i32)> = self
+            .pool
+            .stuck()
+            .map(|member| (member.slot, member.pid))
+            .collect();
+        for (slot, pid) in stuck {
+            self.say_left_behind(Some(slot), pid);
         }
     }
 
@@ -1099,55 +1033,6 @@ impl Master {
         self.say_goodbye(Instant::now());
         if let Some(control) = self.control.as_mut() {
             control.finish(&self.events, Duration::from_secs(1));
-        }
-    }
-
-    fn id_of(&self, pid: i32) -> Option<u64> {
-        let mut workers = self.workers.values();
-        let found = workers.find(|worker| worker.child.pid() == pid);
-        found.map(|worker| worker.id)
-    }
-
-    /// Every child that has ended.
-    fn reap(&mut self, now: Instant) {
-        let ended: Vec<u64> = self
-            .workers
-            .values()
-            .filter(|worker| worker.child.ended().is_some())
-            .map(|worker| worker.id)
-            .collect();
-        ended.into_iter().for_each(|id| self.on_worker_end(id, now));
-        self.sweep(now);
-        while let Some(pid) = child::next_ended() {
-            if let Some(id) = self.id_of(pid) {
-                // Since we looked.
-                self.on_worker_end(id, now);
-                self.sweep(now);
-            } else if let Some(worker) = self.workers.values_mut().find(|worker| {
-                worker
-                    .check
-                    .0
-                    .as_ref()
-                    .is_some_and(|check| check.pid() == pid)
-            }) {
-                if let Some(check) = worker.check.0.take() {
-                    check.signal_group(9);
-                    worker.shown |= check.reap() == Some(common::exit::End::Exited(0));
-                    worker.check.1 = now + Duration::from_millis(200);
-                }
-            } else if matches!(&self.phase, Phase::Reloading(reloading)
-                if reloading.check.as_ref().is_some_and(|check| check.pid() == pid))
-            {
-                self.on_check_end(now);
-            } else if self
-                .upgrade
-                .as_ref()
-                .is_some_and(|upgrade| upgrade.pid() == pid)
-            {
-                self.on_upgrade_end(now);
-            } else {
-                child::reap_stranger(pid);
-            }
         }
     }
 }

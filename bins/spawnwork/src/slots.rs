@@ -10,9 +10,9 @@ use crate::events;
 use crate::node::message::HandleType;
 use crate::node::sockets::Shared;
 use crate::plan::{Listen, Node};
-use crate::run::{Master, Phase, Token};
+use crate::pool::{Phase, State};
+use crate::run::{Master, Token};
 use crate::state::{Open, Taken};
-use crate::worker::State;
 use common::error::{Doing, Error, Result};
 use common::event::Level;
 use common::socket::{self, Address, LocalAddr};
@@ -229,7 +229,7 @@ impl Master {
         if !self.by_slots() || !tcp {
             return Ok(None);
         }
-        Group::open(fd, 0, self.generation.number, self.plan.backlog)
+        Group::open(fd, 0, self.pool.generation, self.plan.backlog)
             .map(|group| Some(Rc::new(group)))
     }
 
@@ -314,7 +314,7 @@ impl Master {
     /// How many slots new connections may go to.
     pub(crate) fn open_slots(&self) -> usize {
         let wanted = self.resizing.map_or(usize::MAX, |resizing| resizing.wanted);
-        self.slots.len().min(wanted)
+        self.pool.slots.len().min(wanted)
     }
 
     /// The queue of a socket: all that the slots have at its address.
@@ -373,7 +373,7 @@ impl Master {
         if !self.by_slots() {
             return;
         }
-        let count = self.slots.len();
+        let count = self.pool.slots.len();
         let held: BTreeSet<usize> = self.workers.values().map(|worker| worker.slot).collect();
         self.close_members(|slot, _| slot >= count && !held.contains(&slot));
     }
@@ -394,12 +394,13 @@ impl Master {
             .filter_map(|id| self.workers.get(id))
             .map(|worker| worker.slot)
             .collect();
-        let serving = self.generation.number;
+        let serving = self.pool.generation;
         let served: BTreeSet<usize> = self
+            .pool
             .slots
             .iter()
-            .filter_map(|slot| self.workers.get(&slot.current?))
-            .filter(|worker| worker.state == State::Serving && worker.generation.number == serving)
+            .filter_map(|slot| self.pool.members.get(&slot.current?))
+            .filter(|worker| worker.state == State::Serving && worker.generation == serving)
             .map(|worker| worker.slot)
             .collect();
         let unasked = |slot: usize, generation: u32| {
@@ -415,7 +416,7 @@ impl Master {
 
     /// The same for all sockets, after a release has taken over.
     pub(crate) fn close_all_unasked(&mut self) {
-        if !self.by_slots() || !matches!(self.phase, Phase::Running) {
+        if !self.by_slots() || !matches!(self.pool.phase, Phase::Running) {
             return;
         }
         let ids: Vec<u64> = self.sockets.iter().map(|(id, _)| id).collect();

@@ -6,10 +6,11 @@ use crate::launch::{Generation, SavedGeneration};
 use crate::node::channel::{Channel, SavedChannel};
 use crate::node::sockets::{SavedSockets, Sockets};
 use crate::output::{Stream, Which};
-use crate::run::{Leftover, Master, Phase, Token};
+use crate::pool::{Member, Slot, State, Wait};
+use crate::run::{Leftover, Master, Token};
 use crate::slots::{Group, SavedGroup};
 use crate::status::{Frozen, Reloads};
-use crate::worker::{Slot, State, Wait, Worker};
+use crate::worker::Worker;
 use common::child::{Child, Peer};
 use common::error::{Error, Result, describe};
 use common::exit::End;
@@ -24,7 +25,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Raised with each change of what is written: a program reads its own version and no other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes that need not be text, in hexadecimal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +233,9 @@ struct SavedWorker {
     ready_by: u64,
     ready: Option<u64>,
     kill_in: Option<u64>,
+    /// Since it was found to hang in the kernel.
+    stuck: Option<u64>,
+    kills: u32,
     cause: Option<String>,
     by: Option<By>,
     oom_kills: Option<u64>,
@@ -321,16 +325,8 @@ impl Master {
     pub(crate) fn save(&mut self, now: Instant, open: &mut Open) -> Saved {
         let clock = Clock(now);
         let mut generations: BTreeMap<u32, SavedGeneration> = BTreeMap::new();
-        let all = self
-            .workers
-            .values()
-            .map(|worker| &worker.generation)
-            .chain(self.slots.iter().map(|slot| &slot.generation))
-            .chain([&self.generation]);
-        for generation in all {
-            generations
-                .entry(generation.number)
-                .or_insert_with(|| generation.save(open));
+        for (number, generation) in &self.generations {
+            generations.insert(*number, generation.save(open));
         }
         let death = |death: &Death| SavedDeath {
             pid: death.pid,
@@ -347,9 +343,9 @@ impl Master {
             uptime: millis(death.uptime),
             ago: clock.ago(death.at),
         };
-        let slots = self.slots.iter().map(|slot| SavedSlot {
+        let slots = self.pool.slots.iter().map(|slot| SavedSlot {
             current: slot.current,
-            generation: slot.generation.number,
+            generation: slot.generation,
             backoff: match slot.wait {
                 Wait::Backoff(until) => Some(clock.left(until)),
                 Wait::Nothing | Wait::Queued | Wait::Held(_) => None,
@@ -363,35 +359,41 @@ impl Master {
             words: slot.deaths.words().to_vec(),
         });
         let slots = slots.collect();
-        let workers = self.workers.values().map(|worker| SavedWorker {
-            id: worker.id,
-            slot: worker.slot,
-            generation: worker.generation.number,
-            pid: worker.child.pid(),
-            state: worker.state,
-            age: clock.ago(worker.started),
-            lifetime: worker.lifetime.map(millis),
-            ready_by: clock.left(worker.ready_by),
-            ready: worker.ready_at.map(|at| clock.ago(at)),
-            kill_in: worker.kill_at.map(|at| clock.left(at)),
-            cause: worker.cause.clone(),
-            by: worker.by,
-            oom_kills: worker.oom_kills,
-            aborted: worker.aborted,
-            channel: worker.channel.as_ref().map(|channel| channel.save(open)),
-            spoke: worker.spoke,
-            open_queries: worker.open_queries,
-            listening: worker.listening_since.map(|at| clock.ago(at)),
-            disconnected: worker.disconnected,
-            notified: worker.notified,
-            heard_by: worker.heard_by.map(|at| clock.left(at)),
-            shown: worker.shown,
-            ready_fd: worker.ready_fd.as_ref().map(|fd| open.keep(fd)),
-            held: worker.held,
-            cut_off: worker.cut_off,
-            owed: worker.owed.clone(),
-            last: crate::deaths::spoken(&worker.last),
-            streams: worker.streams,
+        let workers = self.workers.values().filter_map(|worker| {
+            let member = self.pool.members.get(&worker.id)?;
+            let stuck = member.state == State::Stuck;
+            Some(SavedWorker {
+                id: worker.id,
+                slot: worker.slot,
+                generation: worker.generation,
+                pid: worker.child.pid(),
+                state: member.state,
+                age: clock.ago(worker.started),
+                lifetime: member.lifetime.map(millis),
+                ready_by: clock.left(worker.ready_by),
+                ready: member.ready_at.map(|at| clock.ago(at)),
+                kill_in: member.until.filter(|_| !stuck).map(|at| clock.left(at)),
+                stuck: member.until.filter(|_| stuck).map(|at| clock.ago(at)),
+                kills: member.kills,
+                cause: member.cause.clone(),
+                by: member.by,
+                oom_kills: worker.oom_kills,
+                aborted: member.aborted,
+                channel: worker.channel.as_ref().map(|channel| channel.save(open)),
+                spoke: worker.spoke,
+                open_queries: worker.open_queries,
+                listening: worker.listening_since.map(|at| clock.ago(at)),
+                disconnected: worker.disconnected,
+                notified: worker.notified,
+                heard_by: worker.heard_by.map(|at| clock.left(at)),
+                shown: worker.shown,
+                ready_fd: worker.ready_fd.as_ref().map(|fd| open.keep(fd)),
+                held: member.held,
+                cut_off: worker.cut_off,
+                owed: worker.owed.clone(),
+                last: crate::deaths::spoken(&worker.last),
+                streams: worker.streams,
+            })
         });
         let workers = workers.collect();
         let streams = self.streams.iter().map(|(number, stream)| SavedStream {
@@ -424,18 +426,18 @@ impl Master {
             version: VERSION,
             pid: std::process::id(),
             age: clock.ago(self.started),
-            generation: self.generation.number,
-            last_generation: self.last_generation,
-            last_id: self.last_id,
+            generation: self.pool.generation,
+            last_generation: self.pool.last_generation,
+            last_id: self.pool.last_id,
             generations: generations.into_values().collect(),
-            frozen: self.frozen.as_ref().map(|frozen| SavedFrozen {
+            frozen: self.pool.frozen.as_ref().map(|frozen| SavedFrozen {
                 generation: frozen.generation,
                 error: frozen.error.clone(),
                 words: frozen.words.clone(),
                 ago: clock.ago(frozen.at),
             }),
-            reloads: self.reloads,
-            deaths: self.deaths.clone(),
+            reloads: self.pool.reloads,
+            deaths: self.pool.deaths.clone(),
             lost: self.lost,
             slots,
             workers,
@@ -482,24 +484,23 @@ impl Master {
     pub(crate) fn restore(&mut self, saved: Saved, now: Instant) -> Result<()> {
         let clock = Clock(now);
         let mut taken = Taken::default();
-        let mut generations: BTreeMap<u32, Rc<Generation>> = BTreeMap::new();
+        self.generations.clear();
         for one in &saved.generations {
-            generations.insert(one.number, Rc::new(Generation::restore(one, &mut taken)?));
+            let generation = Generation::restore(one, &mut taken)?;
+            self.generations.insert(one.number, Rc::new(generation));
         }
-        let lost = || Error::new("take the state over", "a generation is missing");
-        let of = |number: u32| generations.get(&number).cloned().ok_or_else(lost);
         self.started = clock.past(saved.age);
-        self.generation = of(saved.generation)?;
-        self.last_generation = saved.last_generation;
-        self.last_id = saved.last_id;
-        self.frozen = saved.frozen.map(|frozen| Frozen {
+        self.pool.generation = saved.generation;
+        self.pool.last_generation = saved.last_generation;
+        self.pool.last_id = saved.last_id;
+        self.pool.frozen = saved.frozen.map(|frozen| Frozen {
             generation: frozen.generation,
             error: frozen.error,
             words: frozen.words,
             at: clock.past(frozen.ago),
         });
-        self.reloads = saved.reloads;
-        self.deaths = saved.deaths;
+        self.pool.reloads = saved.reloads;
+        self.pool.deaths = saved.deaths;
         self.lost = saved.lost;
         self.own_paths = saved
             .own_paths
@@ -552,25 +553,17 @@ impl Master {
             None => None,
         };
 
-        self.slots = Vec::new();
-        self.line.clear();
-        for (index, one) in saved.slots.iter().enumerate() {
-            let mut slot = Slot::new(&of(one.generation)?);
+        let mut slots = Vec::new();
+        for one in saved.slots {
+            let mut slot = Slot::new(one.generation);
             slot.current = one.current;
             slot.restarts = one.restarts;
             slot.wait = match (one.current, one.backoff, one.held) {
                 (Some(_), _, _) => Wait::Nothing,
                 (None, Some(ms), _) => Wait::Backoff(clock.future(ms)),
                 (None, None, Some(ms)) => Wait::Held(clock.future(ms)),
-                (None, None, None) => {
-                    self.line.push_back(index);
-                    Wait::Queued
-                }
+                (None, None, None) => Wait::Queued,
             };
-            let mut last = LastLines::new(20, 512);
-            one.words
-                .iter()
-                .for_each(|line| last.push(format!("{line}\n").as_bytes()));
             let mut deaths = Deaths::default();
             for death in one.deaths.iter().rev() {
                 let end = match (death.status, death.signal) {
@@ -587,11 +580,12 @@ impl Master {
                     uptime: Duration::from_millis(death.uptime),
                     at: clock.past(death.ago),
                 };
-                deaths.note(death, &last);
+                deaths.note(death, one.words.clone());
             }
             slot.deaths = deaths;
-            self.slots.push(slot);
+            slots.push(slot);
         }
+        let mut members = Vec::new();
         for one in saved.workers {
             // It is still our child, and nobody has reaped it: the number means it.
             let child = Child::again(one.pid)
@@ -621,39 +615,54 @@ impl Master {
                 self.events
                     .add(fd, Token::Ready(one.id).number(), Interest::Read)?;
             }
-            let worker = Worker {
+            let until = match (one.kill_in, one.stuck) {
+                (Some(ms), _) => Some(clock.future(ms)),
+                (None, Some(ms)) => Some(clock.past(ms)),
+                (None, None) => None,
+            };
+            members.push(Member {
                 id: one.id,
                 slot: one.slot,
-                generation: of(one.generation)?,
-                child,
+                generation: one.generation,
+                pid: one.pid,
                 state: one.state,
                 started: clock.past(one.age),
                 lifetime: one.lifetime.map(Duration::from_millis),
-                ready_by: clock.future(one.ready_by),
                 ready_at: one.ready.map(|ms| clock.past(ms)),
-                kill_at: one.kill_in.map(|ms| clock.future(ms)),
+                until,
+                kills: one.kills,
                 cause: one.cause,
                 by: one.by,
-                oom_kills: one.oom_kills,
+                held: one.held,
                 aborted: one.aborted,
+                late: false,
+            });
+            let worker = Worker {
+                id: one.id,
+                slot: one.slot,
+                generation: one.generation,
+                child,
+                started: clock.past(one.age),
+                ready_by: clock.future(one.ready_by),
+                oom_kills: one.oom_kills,
+                owed: one.owed,
                 channel,
                 spoke: one.spoke,
                 open_queries: one.open_queries,
                 listening_since: one.listening.map(|ms| clock.past(ms)),
                 disconnected: one.disconnected,
+                cut_off: one.cut_off,
                 notified: one.notified,
                 heard_by: one.heard_by.map(|ms| clock.future(ms)),
                 shown: one.shown,
                 ready_fd,
                 check: (None, now),
-                held: one.held,
-                cut_off: one.cut_off,
-                owed: one.owed,
                 last,
                 streams: one.streams,
             };
             self.workers.insert(one.id, worker);
         }
+        self.pool.restore(slots, members);
         for one in saved.streams {
             let which = if one.number % 2 == 0 {
                 Which::Out
@@ -673,16 +682,13 @@ impl Master {
             // Orphans came to us: their numbers cannot have been reused before we reap them.
             let peers: Vec<Peer> = one.pids.into_iter().filter_map(Peer::of_child).collect();
             let kill_at = clock.future(one.kill_in);
-            self.leftovers.push(Leftover { peers, kill_at });
+            self.leftovers.push(Leftover::new(peers, kill_at));
         }
         for (output, waiting) in self.outputs.iter_mut().zip(&saved.outputs) {
             if let Some(output) = output {
                 output.write(&waiting.bytes());
             }
         }
-        self.phase = Phase::Running;
-        self.ever_ready = true;
-        self.served = true;
         Ok(())
     }
 }

@@ -2,8 +2,10 @@
 //! JSON for scripts, and Prometheus' text.
 
 use crate::deaths::By;
-use crate::run::{Master, Phase};
-use crate::worker::{State, Wait, Worker};
+use crate::events;
+use crate::pool::{Member, Phase, State, Wait};
+use crate::run::Master;
+use common::event::{Level, Value};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -126,35 +128,24 @@ impl Master {
     /// Every slot has a worker that serves, and no deploy is known to have failed.
     #[must_use]
     pub fn healthy(&self) -> bool {
-        self.frozen.is_none() && self.serving() == self.slots.len()
-    }
-
-    /// Slots that serve.
-    #[must_use]
-    pub fn serving(&self) -> usize {
-        let serves = |id: &u64| {
-            self.workers
-                .get(id)
-                .is_some_and(|worker| worker.state == State::Serving)
-        };
-        let current = self.slots.iter().filter_map(|slot| slot.current);
-        current.filter(serves).count()
+        self.pool.frozen.is_none() && self.pool.serving() == self.pool.slots.len()
     }
 
     /// Takes everything down.
     #[must_use]
     pub fn snapshot(&self, now: Instant) -> Status {
-        let of = |worker: &Worker, state: &'static str| WorkerStatus {
+        let members = &self.pool.members;
+        let of = |worker: &Member, state: &'static str| WorkerStatus {
             slot: worker.slot,
-            pid: worker.child.pid(),
-            generation: worker.generation.number,
+            pid: worker.pid,
+            generation: worker.generation,
             state,
             uptime: seconds(now.saturating_duration_since(worker.started)),
-            rss: common::child::rss(worker.child.pid()),
+            rss: common::child::rss(worker.pid),
         };
-        let slots = self.slots.iter().enumerate().map(|(index, slot)| {
-            let worker = slot.current.and_then(|id| self.workers.get(&id));
-            let next = slot.next.and_then(|id| self.workers.get(&id));
+        let slots = self.pool.slots.iter().enumerate().map(|(index, slot)| {
+            let worker = slot.current.and_then(|id| members.get(&id));
+            let next = slot.next.and_then(|id| members.get(&id));
             let (state, until) = match (worker, slot.wait) {
                 (Some(worker), _) => (worker.state.name(), None),
                 (None, Wait::Backoff(until)) => ("backoff", Some(until)),
@@ -203,8 +194,9 @@ impl Master {
             }
         });
         let slots: Vec<SlotStatus> = slots.collect();
-        let leaving = self.workers.values().filter(|worker| {
-            self.slots
+        let leaving = members.values().filter(|worker| {
+            self.pool
+                .slots
                 .get(worker.slot)
                 .is_none_or(|slot| slot.current != Some(worker.id) && slot.next != Some(worker.id))
         });
@@ -229,7 +221,7 @@ impl Master {
         Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
-            state: match &self.phase {
+            state: match &self.pool.phase {
                 Phase::Initial => "starting",
                 Phase::Running => "running",
                 Phase::Reloading(_) => "reloading",
@@ -237,18 +229,18 @@ impl Master {
             },
             healthy: self.healthy(),
             uptime: seconds(now.saturating_duration_since(self.started)),
-            generation: self.generation.number,
-            workers: self.slots.len(),
-            serving: self.serving(),
-            frozen: self.frozen.as_ref().map(|frozen| FrozenStatus {
+            generation: self.pool.generation,
+            workers: self.pool.slots.len(),
+            serving: self.pool.serving(),
+            frozen: self.pool.frozen.as_ref().map(|frozen| FrozenStatus {
                 generation: frozen.generation,
                 ago: seconds(now.saturating_duration_since(frozen.at)),
                 error: frozen.error.clone(),
                 stderr: frozen.words.clone(),
             }),
-            reload: match &self.phase {
+            reload: match &self.pool.phase {
                 Phase::Reloading(reloading) => Some(ReloadStatus {
-                    generation: reloading.target.number,
+                    generation: reloading.target,
                     step: reloading.step(),
                     since: seconds(now.saturating_duration_since(reloading.since)),
                     ready: reloading.steps.ready_count(),
@@ -256,10 +248,10 @@ impl Master {
                 }),
                 Phase::Initial | Phase::Running | Phase::Stopping(_) => None,
             },
-            reloads: self.reloads,
+            reloads: self.pool.reloads,
             deaths: By::ALL
                 .into_iter()
-                .map(|by| (by, self.deaths.get(&by).copied().unwrap_or(0)))
+                .map(|by| (by, self.pool.deaths.get(&by).copied().unwrap_or(0)))
                 .collect(),
             lines_lost: self.lost,
             slots,
@@ -267,6 +259,71 @@ impl Master {
                 .map(|worker| of(worker, worker.state.name()))
                 .collect(),
             sockets,
+        }
+    }
+
+    /// The status, to the log.
+    pub(crate) fn status(&mut self, now: Instant) {
+        let mut lines: Vec<Vec<(&str, Value)>> = Vec::new();
+        let mut head: Vec<(&str, Value)> = vec![
+            ("generation", self.pool.generation.into()),
+            ("workers", self.pool.slots.len().into()),
+        ];
+        if let Some(frozen) = &self.pool.frozen {
+            head.push(("frozen", frozen.generation.into()));
+        }
+        if self.lost > 0 {
+            head.push(("lost", self.lost.into()));
+        }
+        lines.push(head);
+        for (index, slot) in self.pool.slots.iter().enumerate() {
+            let mut line: Vec<(&str, Value)> = vec![("slot", index.into())];
+            match slot.current.and_then(|id| self.pool.members.get(&id)) {
+                Some(worker) => {
+                    line.push(("pid", worker.pid.into()));
+                    line.push(("generation", worker.generation.into()));
+                    line.push(("state", worker.state.name().into()));
+                    line.push((
+                        "uptime",
+                        now.saturating_duration_since(worker.started).into(),
+                    ));
+                }
+                None => {
+                    let state = match slot.wait {
+                        Wait::Backoff(_) => "backoff",
+                        Wait::Held(_) => "held",
+                        Wait::Nothing | Wait::Queued => "waiting",
+                    };
+                    line.push(("state", state.into()));
+                }
+            }
+            line.push(("restarts", slot.restarts.into()));
+            lines.push(line);
+        }
+        for worker in self.pool.members.values() {
+            let Some(slot) = self.pool.slots.get(worker.slot) else {
+                continue;
+            };
+            if slot.current != Some(worker.id) {
+                lines.push(vec![
+                    ("slot", worker.slot.into()),
+                    ("pid", worker.pid.into()),
+                    ("generation", worker.generation.into()),
+                    ("state", worker.state.name().into()),
+                ]);
+            }
+        }
+        for (address, _) in &self.given {
+            lines.push(vec![("address", address.to_string().into())]);
+        }
+        for (_, shared) in self.sockets.iter().filter(|(_, shared)| !shared.ours) {
+            lines.push(vec![
+                ("address", shared.name.clone().into()),
+                ("workers", shared.holders.len().into()),
+            ]);
+        }
+        for line in lines {
+            self.say(Level::Warning, events::STATUS, &line);
         }
     }
 }

@@ -4,9 +4,9 @@
 
 use crate::events;
 use crate::plan::Plan;
-use crate::run::{Master, Phase};
+use crate::pool::{Phase, State as WorkerState};
+use crate::run::Master;
 use crate::store::{self, Origin, Spot};
-use crate::worker::State as WorkerState;
 use common::event::Level;
 use common::fds::Upward;
 use common::socket::{self, Address};
@@ -197,14 +197,14 @@ pub fn messages(told: &Told, state: &State, monotonic: u64, more: Option<Duratio
 /// no end. Beyond that the supervisor's own limit counts.
 #[must_use]
 pub fn limit(stage: Stage, plan: &Plan, workers: usize) -> Duration {
-    let rules = plan.rules(workers);
+    let rules = plan.policy().rules(workers);
     let waves = |workers: usize, at_once: usize| {
         u32::try_from(workers.div_ceil(at_once.max(1))).unwrap_or(u32::MAX)
     };
     let ready = plan.ready_timeout;
     match stage {
         Stage::Serving => Duration::ZERO,
-        // Those that hang hold the others up for two seconds only: see STAGGER in pool.rs.
+        // Those that hang hold the others up for two seconds only: see STAGGER in pool/mod.rs.
         Stage::Starting => Duration::from_secs(2)
             .saturating_mul(waves(workers, rules.parallel))
             .saturating_add(ready)
@@ -492,21 +492,18 @@ impl Master {
         if self.supervisor.peer.is_none() && self.supervisor.trouble.is_none() {
             return;
         }
-        let serves = |id: Option<u64>| {
-            id.and_then(|id| self.workers.get(&id))
-                .is_some_and(|worker| worker.state == WorkerState::Serving)
-        };
-        let stage = match &self.phase {
+        let stage = match &self.pool.phase {
             Phase::Initial => Stage::Starting,
             Phase::Running => Stage::Serving,
             Phase::Reloading(reloading) if reloading.back => Stage::Returning,
             Phase::Reloading(reloading) => Stage::Reloading {
-                target: reloading.target.number,
+                target: reloading.target,
                 ready: self
-                    .workers
+                    .pool
+                    .members
                     .values()
                     .filter(|worker| {
-                        worker.generation.number == reloading.target.number
+                        worker.generation == reloading.target
                             && worker.state == WorkerState::Serving
                     })
                     .count(),
@@ -517,18 +514,14 @@ impl Master {
         };
         let state = State {
             stage,
-            generation: self.generation.number,
-            ready: self
-                .slots
-                .iter()
-                .filter(|slot| serves(slot.current))
-                .count(),
-            workers: self.slots.len(),
-            frozen: self.frozen.as_ref().map(|frozen| frozen.generation),
+            generation: self.pool.generation,
+            ready: self.pool.serving(),
+            workers: self.pool.slots.len(),
+            frozen: self.pool.frozen.as_ref().map(|frozen| frozen.generation),
             outcome: self.supervisor.outcome,
             requests: self.supervisor.requests,
         };
-        let limit = limit(stage, &self.plan, self.slots.len());
+        let limit = limit(stage, &self.plan, self.pool.slots.len());
         if let Some(error) = self.supervisor.tell(state, limit, now) {
             self.say(
                 Level::Warning,

@@ -1,16 +1,8 @@
 //! The workers' watchdog (`--watchdog`): who serves must say WATCHDOG=1 now and then, or is aborted.
 
-use crate::events;
+use crate::pool::State;
 use crate::run::Master;
-use crate::worker::State;
-use common::event::{Level, Value};
 use std::time::{Duration, Instant};
-
-const ABRT: i32 = 6;
-const CONT: i32 = 18;
-
-/// How long a core dump may take, unless `--stop-timeout` is shorter.
-const ABORT: Duration = Duration::from_secs(5);
 
 /// What a deadline means by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +51,9 @@ impl Master {
                 }
             } else if verdict == Verdict::Late {
                 let limit = common::time::say(length);
-                self.abort(id, format!("no WATCHDOG=1 within {limit}"), now);
+                self.pool
+                    .abort(id, format!("no WATCHDOG=1 within {limit}"), now);
+                self.act(now);
             }
         }
     }
@@ -67,30 +61,9 @@ impl Master {
     fn verdicts(&self, length: Duration, now: Instant) -> Vec<(u64, Verdict)> {
         self.workers
             .values()
-            .filter(|worker| worker.state == State::Serving)
+            .filter(|worker| self.pool.state(worker.id) == Some(State::Serving))
             .filter_map(|worker| Some((worker.id, judge(worker.heard_by?, length, now))))
             .collect()
-    }
-
-    /// SIGABRT, for the core dump that shows where it hangs; what does not die of it is killed.
-    pub(crate) fn abort(&mut self, id: u64, cause: String, now: Instant) {
-        let patience = ABORT.min(self.plan.stop_timeout);
-        let Some(worker) = self.workers.get_mut(&id) else {
-            return;
-        };
-        worker.state = State::Aborting;
-        worker.kill_at = Some(now + patience);
-        worker.cause = Some(cause.clone());
-        worker.by = Some(crate::deaths::By::Watchdog);
-        worker.child.signal_group(ABRT);
-        // A stopped worker could not hear it.
-        worker.child.signal_group(CONT);
-        let fields = [
-            ("slot", worker.slot.into()),
-            ("pid", worker.child.pid().into()),
-            ("error", Value::from(cause)),
-        ];
-        self.say(Level::Error, events::WORKER_HUNG, &fields);
     }
 }
 

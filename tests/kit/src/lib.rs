@@ -6,6 +6,7 @@
 //! | one request | [`http`] |
 //! | many requests, each failure counted by its kind | [`load`] |
 //! | a temporary directory | [`dir`] |
+//! | a disk that hangs | [`disk`] |
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -14,11 +15,13 @@
 )]
 
 pub mod dir;
+pub mod disk;
 pub mod http;
 pub mod load;
 pub mod run;
 
 pub use dir::Dir;
+pub use disk::Disk;
 pub use run::{Finished, Run, Running, field};
 
 use std::path::{Path, PathBuf};

@@ -1,15 +1,13 @@
 //! Recycling: a worker that has grown too large or too old, or is named by the operator, is replaced by
 //! one of the same generation. The replacement is ready before the old one goes, one slot at a time.
 
+use super::{Beginning, Effect, Phase, Pool, State, Wait};
 use crate::deaths::By;
 use crate::events;
-use crate::run::{Master, Phase};
-use crate::worker::{State, Wait};
 use common::control::Reply;
 use common::event::{Level, Value};
 use common::exit::Exit;
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Memory is looked at so often, where it is limited.
@@ -24,6 +22,8 @@ pub enum Why {
     Age,
     /// The operator wants it.
     Asked,
+    /// It is of a generation that was taken back, and could not be replaced at that time.
+    Generation,
 }
 
 impl Why {
@@ -34,6 +34,7 @@ impl Why {
             Why::Memory(_) => "memory",
             Why::Age => "age",
             Why::Asked => "asked",
+            Why::Generation => "generation",
         }
     }
 
@@ -42,6 +43,7 @@ impl Why {
             Why::Memory(_) => By::MemoryLimit,
             Why::Age => By::Lifetime,
             Why::Asked => By::Operator,
+            Why::Generation => By::Asked,
         }
     }
 }
@@ -57,14 +59,20 @@ pub struct Candidate {
     pub lifetime: Option<Duration>,
     /// Its resident set in bytes, where that was looked at.
     pub rss: Option<u64>,
+    /// It is not of the generation that its slot is to have.
+    pub strange: bool,
     /// A replacement failed: not again before this time is over.
     pub rests: bool,
 }
 
-/// Whose turn it is: the largest of those over the limit, then the one that is longest over its time.
+/// Whose turn it is: one of another generation, then the largest of those over the limit, then the one
+/// that is longest over its time.
 #[must_use]
 pub fn choose(candidates: &[Candidate], max_rss: Option<u64>) -> Option<(usize, Why)> {
     let free = || candidates.iter().filter(|one| !one.rests);
+    if let Some(one) = free().find(|one| one.strange) {
+        return Some((one.slot, Why::Generation));
+    }
     let large = free()
         .filter_map(|one| Some((one.rss?, one.slot)))
         .filter(|(rss, _)| max_rss.is_some_and(|most| *rss > most))
@@ -87,10 +95,12 @@ struct Replacing {
 }
 
 /// The book of it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Recycling {
     under_way: Option<Replacing>,
     asked: VecDeque<usize>,
+    /// Somebody waits for the end of what was asked for.
+    awaited: bool,
     restarted: usize,
     look_at: Option<Instant>,
     rests: BTreeMap<usize, Instant>,
@@ -104,14 +114,11 @@ impl Recycling {
     }
 }
 
-impl Master {
+impl Pool {
     /// What is due, if nothing else is under way: a recycle that comes at the wrong time is dropped,
-    /// and comes again.
-    pub(crate) fn recycle(&mut self, now: Instant) {
-        if !matches!(self.phase, Phase::Running) || self.recycling.under_way.is_some() {
-            return;
-        }
-        if self.resizing.is_some() || self.upgrade.is_some() {
+    /// and comes again. `rss` measures a process, in bytes, by its pid.
+    pub fn recycle(&mut self, rss: &mut dyn FnMut(i32) -> Option<u64>, now: Instant) {
+        if !self.may_recycle() {
             return;
         }
         self.recycling.rests.retain(|_, until| *until > now);
@@ -120,99 +127,97 @@ impl Master {
                 return;
             }
         }
-        self.restarts_done(now);
-        if self.plan.max_rss.is_none() && self.plan.max_lifetime.is_none() {
-            return;
-        }
-        let mut look = self.plan.max_rss.is_some();
+        self.restarts_done();
+        let mut look = self.policy.max_rss.is_some();
         if look {
-            let due = self.recycling.look_at.is_none_or(|at| at <= now);
-            look = due;
-            if due {
-                let pause = common::time::jittered(LOOK, self.plan.jitter, common::time::random());
+            look = self.recycling.look_at.is_none_or(|at| at <= now);
+            if look {
+                let random = self.random();
+                let pause = common::time::jittered(LOOK, self.policy.jitter, random);
                 self.recycling.look_at = Some(now + pause);
             }
         }
-        let candidates = self.candidates(look, now);
-        if let Some((slot, why)) = choose(&candidates, self.plan.max_rss) {
+        let current = self.slots.iter().filter_map(|slot| slot.current);
+        let candidates: Vec<Candidate> = current
+            .filter_map(|id| self.members.get(&id))
+            .filter(|member| member.state == State::Serving)
+            .map(|member| Candidate {
+                slot: member.slot,
+                age: now.saturating_duration_since(member.started),
+                lifetime: member.lifetime,
+                rss: if look { rss(member.pid) } else { None },
+                strange: member.generation != self.slots[member.slot].generation,
+                rests: self.recycling.rests.contains_key(&member.slot),
+            })
+            .collect();
+        if let Some((slot, why)) = choose(&candidates, self.policy.max_rss) {
             // The next one is looked for as soon as this one is done.
             self.recycling.look_at = None;
             let _ = self.replace_worker(slot, why, now);
         }
     }
 
-    fn candidates(&self, look: bool, now: Instant) -> Vec<Candidate> {
-        let current = self.slots.iter().filter_map(|slot| slot.current);
-        current
-            .filter_map(|id| self.workers.get(&id))
-            .filter(|worker| worker.state == State::Serving)
-            .map(|worker| Candidate {
-                slot: worker.slot,
-                age: now.saturating_duration_since(worker.started),
-                lifetime: worker.lifetime,
-                rss: if look {
-                    common::child::rss(worker.child.pid())
-                } else {
-                    None
-                },
-                rests: self.recycling.rests.contains_key(&worker.slot),
-            })
-            .collect()
+    /// One at a time, never during a reload, and not while those of a reload that was called off leave.
+    fn may_recycle(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+            && self.recycling.under_way.is_none()
+            && self.room() > 0
     }
 
-    /// When [`Master::recycle`] has something to do.
-    pub(crate) fn recycle_deadline(&self) -> Option<Instant> {
-        if !matches!(self.phase, Phase::Running) || self.recycling.under_way.is_some() {
+    /// When [`Pool::recycle`] has something to do.
+    #[must_use]
+    pub fn recycle_deadline(&self) -> Option<Instant> {
+        if !self.may_recycle() {
             return None;
         }
         let current = self.slots.iter().filter_map(|slot| slot.current);
         let ages = current
-            .filter_map(|id| self.workers.get(&id))
-            .filter(|worker| worker.state == State::Serving)
-            .filter_map(|worker| {
-                let at = worker.started + worker.lifetime?;
-                let rests = self.recycling.rests.get(&worker.slot);
+            .filter_map(|id| self.members.get(&id))
+            .filter(|member| member.state == State::Serving)
+            .filter_map(|member| {
+                let at = if member.generation == self.slots[member.slot].generation {
+                    member.started + member.lifetime?
+                } else {
+                    member.started
+                };
+                let rests = self.recycling.rests.get(&member.slot);
                 Some(rests.map_or(at, |until| at.max(*until)))
             });
         let look = self
             .recycling
             .look_at
-            .filter(|_| self.plan.max_rss.is_some());
+            .filter(|_| self.policy.max_rss.is_some());
         ages.chain(look).min()
     }
 
     /// Starts the replacement; false when there is nobody to be replaced.
-    fn replace_worker(&mut self, slot: usize, why: Why, now: Instant) -> bool {
-        let Some(one) = self.slots.get(slot) else {
+    fn replace_worker(&mut self, index: usize, why: Why, now: Instant) -> bool {
+        let Some(slot) = self.slots.get(index) else {
             return false;
         };
-        if one.current.is_none() {
+        if slot.current.is_none() {
             self.start_waiting(now);
             return false;
         }
-        let generation = Rc::clone(&one.generation);
+        let generation = slot.generation;
         self.recycling.under_way = Some(Replacing {
-            slot,
+            slot: index,
             why,
             since: now,
         });
-        match self.start_replacement(slot, &generation) {
-            Ok(id) => {
-                if let Some(slot) = self.slots.get_mut(slot) {
-                    slot.next = Some(id);
-                }
-            }
-            Err(error) => self.recycle_failed(&error.to_string(), now),
-        }
+        // Known code, which accepts as soon as it listens.
+        let id = self.start(index, generation, Beginning::Open, now);
+        self.slots[index].next = Some(id);
+        self.unless_too_many_are_stuck(id, now);
         true
     }
 
-    /// The replacement serves: it has the slot, and the old one finishes.
-    pub(crate) fn recycled(&mut self, slot: usize, now: Instant) {
-        let Some(one) = self.recycling.under_way.take_if(|one| one.slot == slot) else {
+    /// The replacement serves, or the old one is gone: it has the slot, and the old one finishes.
+    pub(super) fn recycled(&mut self, index: usize, now: Instant) {
+        let Some(one) = self.recycling.under_way.take_if(|one| one.slot == index) else {
             return;
         };
-        let old = self.slots.get_mut(slot).and_then(|slot| {
+        let old = self.slots.get_mut(index).and_then(|slot| {
             slot.restarts += 1;
             slot.wait = Wait::Nothing;
             std::mem::replace(&mut slot.current, slot.next.take())
@@ -220,55 +225,50 @@ impl Master {
         if one.why == Why::Asked {
             self.recycling.restarted += 1;
         }
-        let Some(worker) = old.and_then(|id| self.workers.get_mut(&id)) else {
+        let Some(member) = old.and_then(|id| self.members.get_mut(&id)) else {
             return;
         };
-        worker.by.get_or_insert(one.why.by());
-        let id = worker.id;
-        let mut fields: Vec<(&str, Value)> = vec![
-            ("slot", slot.into()),
-            ("pid", worker.child.pid().into()),
-            ("reason", one.why.name().into()),
-            (
-                "uptime",
-                now.saturating_duration_since(worker.started).into(),
-            ),
-        ];
+        member.by.get_or_insert(one.why.by());
+        let id = member.id;
+        let uptime = now.saturating_duration_since(member.started);
+        let mut fields = member.fields();
+        fields.push(("reason", one.why.name().into()));
+        fields.push(("uptime", uptime.into()));
         if let Why::Memory(rss) = one.why {
             fields.push(("rss", rss.into()));
         }
         fields.push(("took", now.saturating_duration_since(one.since).into()));
-        self.say(Level::Info, events::WORKER_RECYCLED, &fields);
+        self.say(Level::Info, events::WORKER_RECYCLED, fields);
         self.leave(id, now);
     }
 
     /// The replacement did not come: the old one stays, and has its rest.
-    pub(crate) fn recycle_failed(&mut self, why: &str, now: Instant) {
+    pub(super) fn recycle_failed(&mut self, why: &str, now: Instant) {
         let Some(one) = self.recycling.under_way.take() else {
             return;
         };
-        let pause = common::time::jittered(
-            self.plan.respawn.max,
-            self.plan.jitter,
-            common::time::random(),
-        );
+        let random = self.random();
+        let pause = common::time::jittered(self.policy.respawn.max, self.policy.jitter, random);
         self.recycling.rests.insert(one.slot, now + pause);
-        let fields = [
-            ("slot", one.slot.into()),
-            ("reason", one.why.name().into()),
-            ("error", Value::from(why.to_owned())),
-        ];
-        self.say(Level::Error, events::RECYCLE_FAILED, &fields);
+        self.say(
+            Level::Error,
+            events::RECYCLE_FAILED,
+            [
+                ("slot", one.slot.into()),
+                ("reason", one.why.name().into()),
+                ("error", Value::from(why.to_owned())),
+            ],
+        );
         if one.why == Why::Asked {
             self.recycling.asked.clear();
             self.recycling.restarted = 0;
             let reply = Reply::Err(Exit::No.code(), format!("slot {}: {why}", one.slot));
-            self.restarts_ended(&reply, now);
+            self.restarts_ended(reply);
         }
     }
 
     /// Something more important comes: the replacement goes, the old one stays.
-    pub(crate) fn drop_recycle(&mut self, why: &str, now: Instant) {
+    pub fn drop_recycle(&mut self, why: &str, now: Instant) {
         if let Some(one) = self.recycling.under_way.take() {
             let next = self
                 .slots
@@ -278,23 +278,29 @@ impl Master {
         }
         self.recycling.asked.clear();
         self.recycling.restarted = 0;
-        self.restarts_ended(&Reply::Err(Exit::No.code(), why.to_owned()), now);
+        self.restarts_ended(Reply::Err(Exit::No.code(), why.to_owned()));
     }
 
     /// The operator wants these slots to have new workers.
-    pub(crate) fn restart(&mut self, slots: impl Iterator<Item = usize>, now: Instant) {
+    pub fn restart(&mut self, slots: impl Iterator<Item = usize>) {
+        self.recycling.awaited = true;
         for slot in slots {
             if !self.recycling.asked.contains(&slot) {
                 self.recycling.asked.push_back(slot);
             }
         }
-        self.recycle(now);
     }
 
-    fn restarts_done(&mut self, now: Instant) {
+    fn restarts_done(&mut self) {
         let count = std::mem::take(&mut self.recycling.restarted);
         let s = if count == 1 { "" } else { "s" };
-        self.restarts_ended(&Reply::Ok(format!("{count} worker{s} restarted")), now);
+        self.restarts_ended(Reply::Ok(format!("{count} worker{s} restarted")));
+    }
+
+    fn restarts_ended(&mut self, reply: Reply) {
+        if std::mem::take(&mut self.recycling.awaited) {
+            self.give(Effect::Restarted(reply));
+        }
     }
 }
 
@@ -309,6 +315,7 @@ mod tests {
             age: Duration::from_secs(age),
             lifetime: lifetime.map(Duration::from_secs),
             rss,
+            strange: false,
             rests: false,
         }
     }
@@ -329,6 +336,11 @@ mod tests {
             ..one
         });
         assert_eq!(choose(&resting, Some(150)), Some((2, Why::Memory(200))));
+        let strange = resting.map(|one| Candidate {
+            strange: true,
+            ..one
+        });
+        assert_eq!(choose(&strange[1..], None), Some((2, Why::Generation)));
     }
 
     proptest! {

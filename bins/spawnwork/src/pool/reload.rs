@@ -189,6 +189,13 @@ impl Reload {
         }
     }
 
+    /// The new worker of `slot` will end, although it was ready.
+    pub fn lost(&mut self, slot: usize) {
+        if let Some(progress @ (Progress::Ready(_) | Progress::Proven)) = self.slots.get_mut(slot) {
+            *progress = Progress::Starting;
+        }
+    }
+
     /// The old worker of `slot` is gone. With surge 0 the new one may start: then true.
     #[must_use]
     pub fn emptied(&mut self, slot: usize) -> bool {
@@ -411,6 +418,17 @@ mod tests {
         reload.probed();
         assert_eq!(reload.advance(later, 99), [Step::Start(1)]);
         assert_eq!(reload.step(), "fill");
+    }
+
+    #[test]
+    fn a_new_worker_that_will_end_does_not_get_its_slot() {
+        let now = Instant::now();
+        let mut reload = Reload::new(1, rules(1, 1));
+        assert_eq!(reload.advance(now, 99), [Step::Start(0)]);
+        reload.ready(0, now);
+        reload.lost(0);
+        assert_eq!(reload.advance(now + Duration::from_secs(9), 99), []);
+        assert_eq!(reload.deadline(), None);
     }
 
     #[test]
