@@ -487,7 +487,9 @@ impl World {
                 self.pool.slots.iter().find(old).map(|slot| slot.generation),
                 None
             );
-            assert!(self.processes.len() <= all + 1, "{:?}", self.pool);
+            // Beside them at most one that is to replace one of them.
+            let stay = self.pool.members.values().filter(|one| one.stays());
+            assert!(stay.count() <= all + 1, "{:?}", self.pool);
         }
         assert!(self.open.is_empty(), "no result for {:?}", self.open);
     }
