@@ -69,7 +69,7 @@ fn five_hundred_workers_are_started_listed_and_stopped_and_cost_little() {
 fn a_thousand_respawns_leave_no_descriptor_and_no_zombie_behind() {
     let mut master = Run::new(SPAWNWORK)
         .args(["-n", "20", "--respawn-limit", "0", "--backoff", "0s..0s"])
-        .args(["--ready", "alive:10ms", "--start-parallel", "20", "--quiet"])
+        .args(["--ready", "alive:10ms", "--start-parallel", "20"])
         .args(["--", "sleep", "600"])
         .start();
     let pid = master.pid();
@@ -81,6 +81,8 @@ fn a_thousand_respawns_leave_no_descriptor_and_no_zombie_behind() {
         };
         (children.len() == 20 && children.iter().all(asleep)).then_some(children)
     };
+    // Not earlier: a master that has just forked still holds the worker's ends of the pipes.
+    master.event("generation-serving");
     let mut children = eventually("all there", all);
     let before = descriptors(pid);
     let mut seen = BTreeSet::new();
