@@ -755,6 +755,11 @@ fn a_stop_while_an_address_is_waited_for_ends_with_0() {
         assert_eq!(number(&status(&mut run), "workers"), 1);
         let answer = spawnwork(["--ctl", "c", "add"]).dir(dir.path()).finish();
         assert_eq!((answer.status, answer.out.as_str()), (0, "2 workers\n"));
+        for request in ["clear", "reload nowait"] {
+            let words = request.split(' ');
+            let asked = spawnwork(["--ctl", "c"]).args(words).dir(dir.path());
+            assert_eq!(asked.finish().status, 0, "{request}");
+        }
         run.signal(signal);
         assert_eq!(run.end(), 0, "{signal}");
         assert!(lines_of(&run, "worker-started").is_empty());

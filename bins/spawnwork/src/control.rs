@@ -340,7 +340,7 @@ impl Master {
                 self.answer(client, &Reply::Ok(text), now);
             }
             Request::Clear => {
-                self.pool.clear(now);
+                self.pool.clear();
                 self.act(now);
                 self.answer(client, &Reply::Ok("cleared".to_owned()), now);
             }

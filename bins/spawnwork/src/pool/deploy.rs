@@ -123,7 +123,6 @@ impl Pool {
                     *slot = Slot::new(target);
                 }
                 self.generation = target;
-                self.start_line(now);
                 return Begun::Started(target);
             }
             Phase::Running | Phase::Stopping(_) => self.generation,

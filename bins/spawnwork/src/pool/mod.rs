@@ -687,23 +687,23 @@ impl Pool {
         }
     }
 
-    /// Slots that wait, for whatever reason, are started now.
-    pub fn start_waiting(&mut self, now: Instant) {
+    /// Slots that wait, for whatever reason, are started when it is next looked what is due: not before
+    /// the loop runs, since sockets may still be missing.
+    fn start_waiting(&mut self) {
         for index in 0..self.slots.len() {
             if matches!(self.slots[index].wait, Wait::Backoff(_) | Wait::Held(_)) {
                 self.queue(index);
             }
         }
-        self.start_line(now);
     }
 
     /// The operator wants the failed deploy and the deaths that count to be forgotten.
-    pub fn clear(&mut self, now: Instant) {
+    pub fn clear(&mut self) {
         self.frozen = None;
         for slot in &mut self.slots {
             slot.history.clear();
         }
-        self.start_waiting(now);
+        self.start_waiting();
         self.say(Level::Info, events::CLEARED, []);
     }
 
@@ -940,7 +940,6 @@ impl Pool {
         }
         self.give(Effect::Tidy);
         self.first_generation_serves(now);
-        self.start_line(now);
     }
 
     // ---- time ----

@@ -196,7 +196,7 @@ impl Pool {
             return false;
         };
         if slot.current.is_none() {
-            self.start_waiting(now);
+            self.start_waiting();
             return false;
         }
         let generation = slot.generation;

@@ -321,7 +321,7 @@ impl World {
                 let all = 0..self.pool.slots.len();
                 self.call(false, |pool| pool.restart(all));
             }
-            Op::Clear => self.call(false, |pool| pool.clear(now)),
+            Op::Clear => self.call(false, Pool::clear),
             Op::NoProcesses(count) => self.no_processes = count,
             Op::Check(good) => {
                 if let Some(number) = self.checking.take() {
