@@ -275,7 +275,7 @@ fn state_of_another_version_or_of_another_process_is_refused() {
     let dir = Dir::new();
     for (text, why) in [
         ("{\"version\":999,\"pid\":1}", "it is of version 999"),
-        ("{\"version\":1,\"pid\":1}", "it is of process 1"),
+        ("{\"version\":2,\"pid\":1}", "it is of process 1"),
         ("\x7fELF", "it is none"),
         ("", "it is none"),
     ] {
