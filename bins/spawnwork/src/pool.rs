@@ -1,5 +1,6 @@
 //! The workers as a whole: start, ready, death, reload, stop.
 
+use crate::cgroups;
 use crate::check::Check;
 use crate::cli::{Balance, OnLimit, Ready};
 use crate::control::Begun;
@@ -178,7 +179,7 @@ impl Master {
             }
             State::Killing => {
                 if worker.kill_at.is_some_and(|at| at <= now) {
-                    worker.child.signal_group(KILL);
+                    worker.kill();
                     worker.kill_at = Some(now + Duration::from_secs(1));
                 }
             }
@@ -374,8 +375,16 @@ impl Master {
         let held = given.held;
         let lifeline = self.lifeline.as_ref().and_then(Lifeline::reader);
         given.lifeline = lifeline.as_ref().map(AsRawFd::as_raw_fd);
-        let image = launch::image(&self.plan, who, &given)?;
-        let child = Child::start(&image).doing("start a worker")?;
+        let cgroup = self.cgroups.make(id);
+        let directory = cgroup.as_ref().and_then(|cgroup| cgroup.open().ok());
+        given.cgroup = directory.as_ref().map(AsRawFd::as_raw_fd);
+        let started = launch::image(&self.plan, who, &given)
+            .and_then(|image| Child::start(&image).doing("start a worker"));
+        if let (Err(_), Some(cgroup)) = (&started, &cgroup) {
+            cgroup.remove();
+        }
+        let child = started?;
+        let cgroup = cgroup.map(|cgroup| cgroup.with_certainty(child.in_cgroup()));
         if let Some(reader) = lifeline {
             lifeline::tie(&reader, child.pid());
         }
@@ -407,6 +416,7 @@ impl Master {
                 slot,
                 generation: Rc::clone(generation),
                 child,
+                cgroup,
                 state: State::Starting,
                 started,
                 lifetime: self.plan.max_lifetime.map(|length| {
@@ -910,10 +920,11 @@ impl Master {
         }
     }
 
-    /// What workers that have ended left behind in their groups, or as orphans, gets TERM, and KILL when it
-    /// is time. A group's number is safe as long as its leader is not reaped, which comes last.
+    /// What workers that have ended left behind in their cgroups, or else in their process groups or as
+    /// orphans, gets TERM, and KILL when it is time. The number of a process group is safe as long as its
+    /// leader is not reaped, which comes last.
     pub(crate) fn sweep(&mut self, now: Instant) {
-        let dead = std::mem::take(&mut self.dead);
+        let mut dead = std::mem::take(&mut self.dead);
         if dead.is_empty() {
             return;
         }
@@ -937,15 +948,22 @@ impl Master {
                 format!("SPAWNWORK_GENERATION={}", worker.generation.number),
             ],
         };
-        let traces: Vec<child::Trace> = dead.iter().map(trace).collect();
-        let peers = child::leftovers(&traces, |pid| known.contains(&pid));
-        if !peers.is_empty() {
+        // Whoever was born in its cgroup has left everything there.
+        let elsewhere = |worker: &&Worker| !worker.cgroup.as_ref().is_some_and(|one| one.certain());
+        let traces: Vec<child::Trace> = dead.iter().filter(elsewhere).map(trace).collect();
+        let (mut peers, cgroups) =
+            cgroups::left(dead.iter_mut().filter_map(|worker| worker.cgroup.take()));
+        if !traces.is_empty() {
+            peers.extend(child::leftovers(&traces, |pid| known.contains(&pid)));
+        }
+        if !peers.is_empty() || !cgroups.is_empty() {
             for peer in &peers {
                 peer.signal(TERM);
                 peer.signal(CONT);
             }
             self.leftovers.push(Leftover {
                 peers,
+                cgroups,
                 kill_at: now + self.plan.stop_timeout,
             });
         }
@@ -992,7 +1010,7 @@ impl Master {
         };
         worker.state = State::Killing;
         worker.kill_at = Some(now + Duration::from_secs(1));
-        worker.child.signal_group(KILL);
+        worker.kill();
     }
 
     pub(crate) fn kill_all(&mut self, cause: &str, now: Instant) {
@@ -1379,6 +1397,7 @@ impl Master {
             ("generation", self.generation.number.into()),
             ("workers", self.slots.len().into()),
         ];
+        head.push(("sweep", self.cgroups.sweep().name().into()));
         if let Some(frozen) = &self.frozen {
             head.push(("frozen", frozen.generation.into()));
         }

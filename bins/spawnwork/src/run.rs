@@ -2,6 +2,7 @@
 
 use crate::actions::{Action, Hangup};
 use crate::adopt::Orphans;
+use crate::cgroups::Cgroups;
 use crate::cli::OrphansArg;
 use crate::control::{self, Waiting};
 use crate::deaths::By;
@@ -26,6 +27,7 @@ use crate::status::{Frozen, Reloads};
 use crate::store::{self, Origin, Returned, Spot};
 use crate::supervisor::Supervisor;
 use crate::worker::{Slot, State, Wait, Worker};
+use common::cgroup::{Group as Cgroup, Removal};
 use common::child::{self, Peer};
 use common::control::{Reply, Server};
 use common::error::{Doing, Error, Result};
@@ -137,6 +139,8 @@ pub enum Phase {
 #[derive(Debug)]
 pub struct Leftover {
     pub(crate) peers: Vec<Peer>,
+    /// Their cgroups, where they have some.
+    pub(crate) cgroups: Vec<Cgroup>,
     pub(crate) kill_at: Instant,
 }
 
@@ -184,6 +188,7 @@ pub struct Master {
     pub(crate) rendezvous: Option<Rendezvous>,
     pub(crate) preload: Option<Preload>,
     pub(crate) leftovers: Vec<Leftover>,
+    pub(crate) cgroups: Cgroups,
     /// The workers of a dead master.
     pub(crate) orphans: Orphans,
     pub(crate) lifeline: Option<Lifeline>,
@@ -325,6 +330,7 @@ impl Master {
             rendezvous: None,
             preload: None,
             leftovers: Vec::new(),
+            cgroups: Cgroups::find(Instant::now()),
             orphans: Orphans::default(),
             lifeline: None,
             dead: Vec::new(),
@@ -826,11 +832,16 @@ impl Master {
         for leftover in &mut self.leftovers {
             if leftover.kill_at <= now {
                 leftover.peers.iter().for_each(|peer| peer.signal(9));
+                leftover.cgroups.iter().for_each(Cgroup::kill);
                 leftover.kill_at = now + Duration::from_secs(1);
             }
             leftover.peers.retain(Peer::alive);
+            let busy = |cgroup: &Cgroup| cgroup.remove() == Removal::Busy;
+            leftover.cgroups.retain(busy);
         }
-        self.leftovers.retain(|leftover| !leftover.peers.is_empty());
+        self.leftovers
+            .retain(|leftover| !leftover.peers.is_empty() || !leftover.cgroups.is_empty());
+        self.cgroups.on_time(now);
         self.on_orphans_time(now);
     }
 
@@ -879,6 +890,7 @@ impl Master {
             .chain(strangers)
             .chain(self.supervisor.deadline())
             .chain(self.orphans.deadline(now))
+            .chain(self.cgroups.deadline())
             .min()
     }
 
@@ -1077,6 +1089,7 @@ impl Master {
                 let _ = std::fs::remove_file(path);
             }
         }
+        self.cgroups.finish();
         let status = exit.map_or(125, |exit| i64::from(exit.code()));
         self.say(Level::Info, events::STOPPED, &[("status", status.into())]);
         for output in self.outputs.iter_mut().flatten() {

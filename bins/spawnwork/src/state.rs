@@ -235,6 +235,9 @@ struct SavedWorker {
     cause: Option<String>,
     by: Option<By>,
     oom_kills: Option<u64>,
+    /// It has a cgroup, whose name follows from its number; and whether it was born there.
+    #[serde(default)]
+    cgroup: Option<bool>,
     aborted: bool,
     channel: Option<SavedChannel>,
     spoke: bool,
@@ -262,6 +265,9 @@ struct SavedStream {
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedLeftover {
     pids: Vec<i32>,
+    /// Names of cgroups.
+    #[serde(default)]
+    cgroups: Vec<String>,
     kill_in: u64,
 }
 
@@ -377,6 +383,7 @@ impl Master {
             cause: worker.cause.clone(),
             by: worker.by,
             oom_kills: worker.oom_kills,
+            cgroup: worker.cgroup.as_ref().map(|cgroup| cgroup.certain()),
             aborted: worker.aborted,
             channel: worker.channel.as_ref().map(|channel| channel.save(open)),
             spoke: worker.spoke,
@@ -445,6 +452,11 @@ impl Master {
                 .iter()
                 .map(|leftover| SavedLeftover {
                     pids: leftover.peers.iter().map(Peer::pid).collect(),
+                    cgroups: leftover
+                        .cgroups
+                        .iter()
+                        .map(|cgroup| cgroup.name().to_owned())
+                        .collect(),
                     kill_in: clock.left(leftover.kill_at),
                 })
                 .collect(),
@@ -626,6 +638,9 @@ impl Master {
                 slot: one.slot,
                 generation: of(one.generation)?,
                 child,
+                cgroup: one
+                    .cgroup
+                    .and_then(|certain| self.cgroups.again(one.id, certain)),
                 state: one.state,
                 started: clock.past(one.age),
                 lifetime: one.lifetime.map(Duration::from_millis),
@@ -673,7 +688,13 @@ impl Master {
             // Orphans came to us: their numbers cannot have been reused before we reap them.
             let peers: Vec<Peer> = one.pids.into_iter().filter_map(Peer::of_child).collect();
             let kill_at = clock.future(one.kill_in);
-            self.leftovers.push(Leftover { peers, kill_at });
+            let cgroups = one.cgroups.iter();
+            let cgroups = cgroups.filter_map(|name| self.cgroups.named(name));
+            self.leftovers.push(Leftover {
+                peers,
+                cgroups: cgroups.collect(),
+                kill_at,
+            });
         }
         for (output, waiting) in self.outputs.iter_mut().zip(&saved.outputs) {
             if let Some(output) = output {

@@ -4,6 +4,7 @@ use crate::cli::Ready;
 use crate::launch::Generation;
 use crate::node::channel::Channel;
 use crate::plan::Readiness;
+use common::cgroup::Group;
 use common::child::Child;
 use common::exit::End;
 use common::lines::LastLines;
@@ -51,6 +52,8 @@ pub struct Worker {
     pub generation: Rc<Generation>,
     /// The process.
     pub child: Child,
+    /// What it cannot leave by forking, where there is one.
+    pub cgroup: Option<Group>,
     /// Where it is in its life.
     pub state: State,
     /// When it was forked.
@@ -109,6 +112,14 @@ const SETTLED: Duration = Duration::from_millis(50);
 const ALIVE: Duration = Duration::from_secs(1);
 
 impl Worker {
+    /// Ends it, and whatever it has started: its process group, and all that is in its cgroup.
+    pub fn kill(&self) {
+        self.child.signal_group(9);
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+    }
+
     /// It has not been told to go.
     #[must_use]
     pub fn stays(&self) -> bool {
