@@ -4,6 +4,7 @@
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::print_stderr,
     missing_docs
 )]
 
@@ -310,6 +311,48 @@ fn a_crash_takes_all_that_the_worker_had_started() {
     assert!(group.names().is_empty(), "{:?}", group.names());
 }
 
+/// What it starts is asked to go, and starts another that nobody has seen and that is deaf.
+const HYDRA: &str = r#"
+import os, signal, time
+def grow(*_):
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.setsid()
+        with open('head.new', 'w') as file:
+            file.write(str(os.getpid()))
+        os.rename('head.new', 'head')
+        os.execve('/bin/sleep', ['sleep', '600'], {})
+    os._exit(0)
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGTERM, grow)
+    os.write(9, b'\n')
+    while True:
+        time.sleep(600)
+while True:
+    time.sleep(600)
+"#;
+
+#[test]
+fn what_is_forked_on_the_way_out_goes_too() {
+    let Some(group) = Cgroup::new(Mark::Delegated) else {
+        return;
+    };
+    let dir = Dir::new();
+    let run = group
+        .spawnwork(&QUICK)
+        .args(["--stop-timeout", "1s", "--", "python3", "-c", HYDRA]);
+    let (mut master, _) = serving(run, &dir);
+    master.signal(Signal::SIGTERM);
+    let head: i32 = eventually("TERM, and another head", || {
+        let text = std::fs::read_to_string(dir.path().join("head")).ok()?;
+        text.parse().ok()
+    });
+    assert_eq!(master.end(), 0);
+    assert!(!alive(head));
+    assert!(group.names().is_empty(), "{:?}", group.names());
+}
+
 #[test]
 fn many_respawns_leave_no_directory() {
     let Some(group) = Cgroup::new(Mark::Delegated) else {
@@ -428,7 +471,10 @@ fn the_status_and_the_check_of_the_configuration_say_so() {
     let told = group
         .spawnwork(&["--check-config", "--", "sleep", "1"])
         .finish();
-    let line = format!("\nsweep: cgroup, below {}\n", group.0.display());
+    let line = format!(
+        "\nsweep: cgroup, below {} (delegated by its attribute)\n",
+        group.0.display()
+    );
     assert!(told.out.contains(&line), "{}", told.out);
     assert!(group.names().is_empty(), "nothing is made");
     let dir = Dir::new();

@@ -2,7 +2,7 @@
 //! master knows that it is a dead one's. Without that everything goes on as ever: process groups, and
 //! what a subreaper finds.
 
-use common::cgroup::{Base, Group, Refused, Removal};
+use common::cgroup::{Base, Delegated, Group, Refused, Removal};
 use common::child::{self, Peer};
 use std::time::{Duration, Instant};
 
@@ -166,7 +166,14 @@ impl Cgroups {
 #[must_use]
 pub fn describe() -> String {
     match Base::find() {
-        Ok(base) => format!("cgroup, below {}", base.path().display()),
+        Ok(base) => {
+            let by = match base.by() {
+                Delegated::Marked => "delegated by its attribute",
+                Delegated::Namespace => "the root of our cgroup namespace",
+                Delegated::Owner => "delegated by its owner",
+            };
+            format!("cgroup, below {} ({by})", base.path().display())
+        }
         Err(why) => {
             let why = match why {
                 Refused::Absent => "there is no cgroup v2 to be seen",
