@@ -1,7 +1,7 @@
 //! The only place that starts a process, and how one is held: by a pidfd, from the first moment.
 
 use crate::exit::End;
-use crate::sys::{self, Image, Reap, Step, Which};
+use crate::sys::{self, Forked, Image, Reap, Step, Which};
 use nix::unistd::Pid;
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read};
@@ -16,6 +16,7 @@ pub struct Child {
     pid: i32,
     pidfd: OwnedFd,
     failure: Option<std::fs::File>,
+    in_cgroup: bool,
 }
 
 /// Why a program did not start although the fork succeeded.
@@ -51,13 +52,18 @@ impl Child {
     /// # Errors
     /// pipe2(2), fork(2), pidfd_open(2): EAGAIN, ENOMEM, EMFILE.
     pub fn start(image: &Image) -> io::Result<Child> {
-        let (pid, failure) = sys::fork_exec(image)?;
+        let Forked {
+            pid,
+            failure,
+            in_cgroup,
+        } = sys::fork_exec(image)?;
         // It is our child and not reaped: the number still means it, even if it has ended already.
         match sys::pidfd_open(pid) {
             Ok(pidfd) => Ok(Child {
                 pid,
                 pidfd,
                 failure: Some(failure.into()),
+                in_cgroup,
             }),
             Err(why) => {
                 // Without a pidfd we would have to trust a number later; better none at all.
@@ -78,7 +84,15 @@ impl Child {
             pid,
             pidfd: sys::pidfd_open(pid)?,
             failure: None,
+            in_cgroup: false,
         })
+    }
+
+    /// It was born in [`Image::cgroup`]. What was started where that cannot be told moves there by itself
+    /// if it can.
+    #[must_use]
+    pub fn in_cgroup(&self) -> bool {
+        self.in_cgroup
     }
 
     /// Its pid.

@@ -4,13 +4,14 @@
 //! - an exit status, the end of a process -> [`exit`]; an error that says what was tried -> [`error`]
 //! - an event line -> [`event`]; durations, rates, jitter -> [`time`]
 //! - signals as events, their names, a child's clean state -> [`signal`]; the loop -> [`wait`]
-//! - to start a process, to hold and signal it -> [`child`]
+//! - to start a process, to hold and signal it -> [`child`]; a group that it cannot leave -> [`cgroup`]
 //! - to be asked something while it runs, and to ask -> [`control`]
 //! - whole lines out of pipes -> [`lines`]
 //! - addresses, listening sockets, who holds a port -> [`socket`]; inherited descriptors -> [`fds`]
 //! - users, groups, limits -> [`privs`]; pid files, file identity -> [`file`]
 //! - the kernel, unsafely -> [`sys`], and nowhere else
 
+pub mod cgroup;
 pub mod child;
 pub mod cli;
 pub mod control;

@@ -53,6 +53,7 @@ pub fn run(plan: &Plan) -> Result<Exit> {
         };
         lines.push((key, how.to_owned()));
     }
+    lines.push(("sweep", crate::cgroups::describe()));
     let (soft, hard) = plan.nofile;
     lines.push(("nofile", format!("{soft} (hard limit {hard})")));
     let options = options();

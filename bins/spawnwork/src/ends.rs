@@ -1,9 +1,11 @@
 //! What has ended: reaped, reported to the pool, and swept up behind.
 
+use crate::cgroups;
 use crate::deaths::{self, Oom};
 use crate::events;
 use crate::run::{Leftover, Master};
 use crate::worker::Worker;
+use common::cgroup::{Group, Removal};
 use common::child::{self, Child, Peer};
 use common::event::Level;
 use common::exit::{End, Exit};
@@ -26,9 +28,10 @@ const LOOK_SELDOM: Duration = Duration::from_secs(1);
 impl Leftover {
     /// Processes that have got TERM, and get KILL then.
     #[must_use]
-    pub fn new(peers: Vec<Peer>, kill_at: Instant) -> Leftover {
+    pub fn new(peers: Vec<Peer>, cgroups: Vec<Group>, kill_at: Instant) -> Leftover {
         Leftover {
             peers,
+            cgroups,
             kill_at,
             killed: None,
         }
@@ -152,10 +155,11 @@ impl Master {
         Some((failure.describe(&program), exit))
     }
 
-    /// What workers that have ended left behind in their groups, or as orphans, gets TERM, and KILL when it
-    /// is time. A group's number is safe as long as its leader is not reaped, which comes last.
+    /// What workers that have ended left behind in their cgroups, or else in their process groups or as
+    /// orphans, gets TERM, and KILL when it is time. The number of a process group is safe as long as its
+    /// leader is not reaped, which comes last.
     fn sweep(&mut self, now: Instant) {
-        let dead = std::mem::take(&mut self.dead);
+        let mut dead = std::mem::take(&mut self.dead);
         if dead.is_empty() {
             return;
         }
@@ -179,15 +183,21 @@ impl Master {
                 format!("SPAWNWORK_GENERATION={}", worker.generation),
             ],
         };
-        let traces: Vec<child::Trace> = dead.iter().map(trace).collect();
-        let peers = child::leftovers(&traces, |pid| known.contains(&pid));
-        if !peers.is_empty() {
+        // Whoever was born in its cgroup has left everything there.
+        let elsewhere = |worker: &&Worker| !worker.cgroup.as_ref().is_some_and(Group::certain);
+        let traces: Vec<child::Trace> = dead.iter().filter(elsewhere).map(trace).collect();
+        let (mut peers, cgroups) =
+            cgroups::left(dead.iter_mut().filter_map(|worker| worker.cgroup.take()));
+        if !traces.is_empty() {
+            peers.extend(child::leftovers(&traces, |pid| known.contains(&pid)));
+        }
+        if !peers.is_empty() || !cgroups.is_empty() {
             for peer in &peers {
                 peer.signal(TERM);
                 peer.signal(CONT);
             }
             let kill_at = now + self.plan.stop_timeout;
-            self.leftovers.push(Leftover::new(peers, kill_at));
+            self.leftovers.push(Leftover::new(peers, cgroups, kill_at));
         }
         for worker in dead {
             let _ = worker.child.reap();
@@ -200,12 +210,16 @@ impl Master {
         for leftover in &mut self.leftovers {
             if leftover.kill_at <= now {
                 leftover.peers.iter().for_each(|peer| peer.signal(KILL));
+                leftover.cgroups.iter().for_each(Group::kill);
                 leftover.kill_at = now + Duration::from_secs(1);
                 leftover.killed.get_or_insert(now);
             }
             leftover.peers.retain(Peer::alive);
+            let busy = |cgroup: &Group| cgroup.remove() == Removal::Busy;
+            leftover.cgroups.retain(busy);
         }
-        self.leftovers.retain(|leftover| !leftover.peers.is_empty());
+        self.leftovers
+            .retain(|leftover| !leftover.peers.is_empty() || !leftover.cgroups.is_empty());
         if self.pool.stopping() {
             let (stuck, others) = std::mem::take(&mut self.leftovers)
                 .into_iter()

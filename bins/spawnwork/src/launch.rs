@@ -179,6 +179,8 @@ pub struct Given<'a> {
     pub readers: Vec<RawFd>,
     /// What ends its group with us.
     pub lifeline: Option<RawFd>,
+    /// The cgroup that it is to be born in.
+    pub cgroup: Option<RawFd>,
     /// Node's channel.
     pub channel: Option<RawFd>,
     /// (number, descriptor) for `--ready fd:N`.
@@ -276,6 +278,7 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
             // It goes on; but what is not a worker yet when we die is to be none: nobody would find it.
             (OrphansArg::Adopt, _) => Some(0),
         },
+        cgroup: given.cgroup,
     })
 }
 

@@ -4,6 +4,7 @@
 mod actions;
 mod adopt;
 mod ask;
+mod cgroups;
 mod check;
 mod check_config;
 mod cli;

@@ -61,7 +61,7 @@ impl Master {
             }
             Effect::Kill(id) => {
                 if let Some(worker) = self.workers.get(&id) {
-                    worker.child.signal_group(KILL);
+                    worker.kill();
                 }
             }
             Effect::Accept(id) => self.let_accept(id, now),
@@ -170,8 +170,16 @@ impl Master {
         given.held = beginning == Beginning::Held;
         let lifeline = self.lifeline.as_ref().and_then(Lifeline::reader);
         given.lifeline = lifeline.as_ref().map(AsRawFd::as_raw_fd);
-        let image = launch::image(&self.plan, who, &given)?;
-        let child = Child::start(&image).doing("start a worker")?;
+        let cgroup = self.cgroups.make(id);
+        let directory = cgroup.as_ref().and_then(|cgroup| cgroup.open().ok());
+        given.cgroup = directory.as_ref().map(AsRawFd::as_raw_fd);
+        let started = launch::image(&self.plan, who, &given)
+            .and_then(|image| Child::start(&image).doing("start a worker"));
+        if let (Err(_), Some(cgroup)) = (&started, &cgroup) {
+            cgroup.remove();
+        }
+        let child = started?;
+        let cgroup = cgroup.map(|cgroup| cgroup.with_certainty(child.in_cgroup()));
         if let Some(reader) = lifeline {
             lifeline::tie(&reader, child.pid());
         }
@@ -202,6 +210,7 @@ impl Master {
                 slot,
                 generation: number,
                 child,
+                cgroup,
                 started,
                 ready_by: started + self.plan.ready_timeout,
                 oom_kills: child::oom_kills(),

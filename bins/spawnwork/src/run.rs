@@ -2,6 +2,7 @@
 
 use crate::actions::{Action, Hangup};
 use crate::adopt::Orphans;
+use crate::cgroups::Cgroups;
 use crate::check::Check;
 use crate::cli::OrphansArg;
 use crate::control::{self, Waiting};
@@ -24,6 +25,7 @@ use crate::state::Taken;
 use crate::store::{self, Origin, Returned, Spot};
 use crate::supervisor::Supervisor;
 use crate::worker::Worker;
+use common::cgroup::Group as Cgroup;
 use common::child::Peer;
 use common::control::{Reply, Server};
 use common::error::{Doing, Error, Result};
@@ -122,6 +124,8 @@ const OVERSLEPT: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct Leftover {
     pub(crate) peers: Vec<Peer>,
+    /// Their cgroups, where they have some.
+    pub(crate) cgroups: Vec<Cgroup>,
     pub(crate) kill_at: Instant,
     pub(crate) killed: Option<Instant>,
 }
@@ -163,6 +167,7 @@ pub struct Master {
     pub(crate) rendezvous: Option<Rendezvous>,
     pub(crate) preload: Option<Preload>,
     pub(crate) leftovers: Vec<Leftover>,
+    pub(crate) cgroups: Cgroups,
     /// The workers of a dead master.
     pub(crate) orphans: Orphans,
     pub(crate) lifeline: Option<Lifeline>,
@@ -291,6 +296,7 @@ impl Master {
             rendezvous: None,
             preload: None,
             leftovers: Vec::new(),
+            cgroups: Cgroups::find(Instant::now()),
             orphans: Orphans::default(),
             lifeline: None,
             dead: Vec::new(),
@@ -783,6 +789,7 @@ impl Master {
             control.expire(&self.events, now);
         }
         self.on_leftovers_time(now);
+        self.cgroups.on_time(now);
         self.on_orphans_time(now);
     }
 
@@ -811,6 +818,7 @@ impl Master {
             .chain(self.control.as_ref().and_then(Server::deadline))
             .chain(self.supervisor.deadline())
             .chain(self.orphans.deadline(now))
+            .chain(self.cgroups.deadline())
             .min()
     }
 
@@ -1011,6 +1019,7 @@ impl Master {
                 let _ = std::fs::remove_file(path);
             }
         }
+        self.cgroups.finish();
         let status = exit.map_or(125, |exit| i64::from(exit.code()));
         self.say(Level::Info, events::STOPPED, &[("status", status.into())]);
         for output in self.outputs.iter_mut().flatten() {

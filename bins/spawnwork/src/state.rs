@@ -239,6 +239,8 @@ struct SavedWorker {
     cause: Option<String>,
     by: Option<By>,
     oom_kills: Option<u64>,
+    /// It has a cgroup, whose name follows from its number; and whether it was born there.
+    cgroup: Option<bool>,
     aborted: bool,
     channel: Option<SavedChannel>,
     spoke: bool,
@@ -266,6 +268,8 @@ struct SavedStream {
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedLeftover {
     pids: Vec<i32>,
+    /// Names of cgroups.
+    cgroups: Vec<String>,
     kill_in: u64,
 }
 
@@ -378,6 +382,7 @@ impl Master {
                 cause: member.cause.clone(),
                 by: member.by,
                 oom_kills: worker.oom_kills,
+                cgroup: worker.cgroup.as_ref().map(|cgroup| cgroup.certain()),
                 aborted: member.aborted,
                 channel: worker.channel.as_ref().map(|channel| channel.save(open)),
                 spoke: worker.spoke,
@@ -447,6 +452,11 @@ impl Master {
                 .iter()
                 .map(|leftover| SavedLeftover {
                     pids: leftover.peers.iter().map(Peer::pid).collect(),
+                    cgroups: leftover
+                        .cgroups
+                        .iter()
+                        .map(|cgroup| cgroup.name().to_owned())
+                        .collect(),
                     kill_in: clock.left(leftover.kill_at),
                 })
                 .collect(),
@@ -642,6 +652,9 @@ impl Master {
                 slot: one.slot,
                 generation: one.generation,
                 child,
+                cgroup: one
+                    .cgroup
+                    .and_then(|certain| self.cgroups.again(one.id, certain)),
                 started: clock.past(one.age),
                 ready_by: clock.future(one.ready_by),
                 oom_kills: one.oom_kills,
@@ -682,7 +695,10 @@ impl Master {
             // Orphans came to us: their numbers cannot have been reused before we reap them.
             let peers: Vec<Peer> = one.pids.into_iter().filter_map(Peer::of_child).collect();
             let kill_at = clock.future(one.kill_in);
-            self.leftovers.push(Leftover::new(peers, kill_at));
+            let cgroups = one.cgroups.iter();
+            let cgroups = cgroups.filter_map(|name| self.cgroups.named(name));
+            let leftover = Leftover::new(peers, cgroups.collect(), kill_at);
+            self.leftovers.push(leftover);
         }
         for (output, waiting) in self.outputs.iter_mut().zip(&saved.outputs) {
             if let Some(output) = output {

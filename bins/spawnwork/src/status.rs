@@ -1,6 +1,7 @@
 //! What the master says of itself, taken down at one moment, and its three forms: a table for people,
 //! JSON for scripts, and Prometheus' text.
 
+use crate::cgroups::Sweep;
 use crate::deaths::By;
 use crate::events;
 use crate::pool::{Member, Phase, State, Wait};
@@ -55,6 +56,7 @@ pub struct Status {
     reloads: Reloads,
     deaths: BTreeMap<By, u64>,
     lines_lost: u64,
+    sweep: Sweep,
     slots: Vec<SlotStatus>,
     leaving: Vec<WorkerStatus>,
     sockets: Vec<SocketStatus>,
@@ -254,6 +256,7 @@ impl Master {
                 .map(|by| (by, self.pool.deaths.get(&by).copied().unwrap_or(0)))
                 .collect(),
             lines_lost: self.lost,
+            sweep: self.cgroups.sweep(),
             slots,
             leaving: leaving
                 .map(|worker| of(worker, worker.state.name()))
@@ -268,6 +271,7 @@ impl Master {
         let mut head: Vec<(&str, Value)> = vec![
             ("generation", self.pool.generation.into()),
             ("workers", self.pool.slots.len().into()),
+            ("sweep", self.cgroups.sweep().name().into()),
         ];
         if let Some(frozen) = &self.pool.frozen {
             head.push(("frozen", frozen.generation.into()));
@@ -391,6 +395,7 @@ impl Status {
         if self.lines_lost > 0 {
             let _ = writeln!(out, "{} lines of workers were lost", self.lines_lost);
         }
+        let _ = writeln!(out, "sweep: {}", self.sweep.name());
         let mut rows = vec![
             [
                 "SLOT",
@@ -698,6 +703,7 @@ mod tests {
             reloads: Reloads::default(),
             deaths: BTreeMap::from([(By::Itself, 2)]),
             lines_lost: 0,
+            sweep: Sweep::Subreaper,
             slots: vec![
                 SlotStatus {
                     slot: 0,
@@ -745,6 +751,7 @@ mod tests {
 spawnwork 1.2.3, pid 812, up 1h6m40s, running, generation 3, 1 of 2 workers serve
 FROZEN: generation 4 failed 12s ago: worker 0 said no
   | Error: no
+sweep: subreaper
 SLOT  PID   GEN  STATE          UPTIME  RSS    RESTARTS  LAST EXIT
 0     4711  3    serving        1m15s   54.0M  0         -
 1     -     -    backoff 400ms  -       -      2         status 1 (itself), 3s ago

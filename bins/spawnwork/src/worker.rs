@@ -4,6 +4,7 @@
 use crate::cli::Ready;
 use crate::node::channel::Channel;
 use crate::plan::Readiness;
+use common::cgroup::Group;
 use common::child::Child;
 use common::lines::LastLines;
 use std::os::fd::OwnedFd;
@@ -20,6 +21,8 @@ pub struct Worker {
     pub generation: u32,
     /// The process.
     pub child: Child,
+    /// What it cannot leave by forking, where there is one.
+    pub cgroup: Option<Group>,
     /// When it was forked.
     pub started: Instant,
     /// Not ready by then is failed.
@@ -62,6 +65,14 @@ const SETTLED: Duration = Duration::from_millis(50);
 const ALIVE: Duration = Duration::from_secs(1);
 
 impl Worker {
+    /// Ends it, and whatever it has started: its process group, and all that is in its cgroup.
+    pub fn kill(&self) {
+        self.child.signal_group(9);
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill();
+        }
+    }
+
     /// Whether it serves, by the user's sign for that. Pure but for `now`.
     #[must_use]
     pub fn shows_ready(&self, how: &Readiness, now: Instant) -> bool {
