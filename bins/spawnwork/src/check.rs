@@ -2,7 +2,7 @@
 
 use crate::events;
 use crate::launch::{self, Generation};
-use crate::output::{Readout, Stream, Which};
+use crate::output::{Output, Readout, Stream, Which};
 use crate::run::{Master, Phase, Token};
 use common::child::Child;
 use common::error::{Doing, Result};
@@ -34,6 +34,23 @@ impl Check {
     /// Ends it: nobody wants its result any more.
     pub fn abandon(&self) {
         self.child.signal_group(9);
+    }
+
+    /// Reads what is left in the pipe, room or not: the last lines are those that say why. More than
+    /// the pipe holds (1 MiB) comes only from somebody who has left the group and still writes.
+    fn drain(&mut self, output: &mut Output, now: Instant) {
+        let mut buffer = [0u8; 16 << 10];
+        for _ in 0..128 {
+            match self
+                .stream
+                .pump(&mut buffer, output, Some(&mut self.words), now)
+            {
+                Readout::More => {}
+                Readout::Empty => break,
+                Readout::End => return,
+            }
+        }
+        self.stream.finish(output, Some(&mut self.words));
     }
 }
 
@@ -121,11 +138,12 @@ impl Master {
 
     /// It has ended.
     pub(crate) fn on_check_end(&mut self, now: Instant) {
-        self.on_check_output(now);
+        let index = self.index_of(Which::Err);
         let Phase::Reloading(reloading) = &mut self.phase else {
             return;
         };
-        let (Some(check), generation) = (reloading.check.take(), reloading.target.number) else {
+        let (Some(mut check), generation) = (reloading.check.take(), reloading.target.number)
+        else {
             return;
         };
         self.events.remove(&check.stream);
@@ -133,6 +151,9 @@ impl Master {
         let late = check.deadline <= now;
         // What it started is gone with it.
         check.abandon();
+        if let Some(output) = self.outputs[index].as_mut() {
+            check.drain(output, now);
+        }
         let words = crate::deaths::spoken(&check.words);
         let mut child = check.child;
         let failure = child.start_failure();
