@@ -107,6 +107,7 @@ impl Service {
     }
 }
 
+// Edge case 1.
 #[test]
 fn a_reload_ends_with_its_result() {
     let mut service = Service::node(&["-n", "2", "--check", "node --check app.js"]);
@@ -386,6 +387,7 @@ fn who_ended_a_worker() {
     );
 }
 
+// Edge case 51.
 #[test]
 fn the_oom_killer_is_told_from_a_kill_by_hand() {
     // Either version of the memory controller, where it can be used.
@@ -757,6 +759,7 @@ fn clients_that_send_nothing_or_read_nothing_delay_nobody() {
     });
 }
 
+// Edge case 27.
 #[test]
 fn a_second_master_on_the_same_socket_ends_with_125_and_a_stale_one_is_no_hindrance() {
     let mut service = Service::shell(&["-n", "1"], "exec sleep 600");
@@ -795,6 +798,7 @@ fn a_second_master_on_the_same_socket_ends_with_125_and_a_stale_one_is_no_hindra
     assert!(!service.socket().exists());
 }
 
+// Edge case 46.
 #[test]
 fn without_a_free_descriptor_clients_are_turned_away_and_nothing_spins() {
     let dir = Dir::new();
