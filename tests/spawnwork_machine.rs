@@ -7,11 +7,13 @@
     missing_docs
 )]
 
-use kit::{Dir, Finished, Run, Running, app, eventually, field};
+use kit::http::get;
+use kit::{Dir, Finished, Run, Running, app, eventually, field, free_port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const SPAWNWORK: &str = env!("CARGO_BIN_EXE_spawnwork");
 
@@ -255,6 +257,64 @@ fn a_number_that_belongs_to_somebody_else_by_now_is_not_signalled() {
 }
 
 // ---- what takes no more ----
+
+/// Processor time that it has taken, in ticks of 10 ms.
+fn ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, rest) = stat.rsplit_once(')').unwrap();
+    let mut words = rest.split_whitespace().skip(11);
+    (0..2)
+        .map(|_| words.next().unwrap().parse::<u64>().unwrap())
+        .sum()
+}
+
+fn limit_descriptors(pid: i32, limit: &str) {
+    let run = Run::new("prlimit")
+        .args([format!("--nofile={limit}"), format!("--pid={pid}")])
+        .finish();
+    assert_eq!(run.status, 0, "{}", run.err);
+}
+
+// Edge case 46.
+#[test]
+fn without_a_free_descriptor_connections_wait_and_the_master_does_not_spin() {
+    let port = free_port();
+    let dir = Dir::new();
+    let mut master = Run::new(SPAWNWORK)
+        .args(["-n", "1", "--balance", "round-robin", "--control", "c.sock"])
+        .args(["--", "node"])
+        .args([app("hello.js")])
+        .env("PORT", port.to_string())
+        .dir(dir.path())
+        .start();
+    master.event("generation-serving");
+    // Not one more: the limit is one of numbers, and the next one would be the lowest that is free.
+    let taken = |fd: &usize| Path::new(&format!("/proc/{}/fd/{fd}", master.pid())).exists();
+    let free = (0..).find(|fd| !taken(fd)).unwrap();
+    limit_descriptors(master.pid(), &format!("{free}:"));
+    let clients: Vec<_> = (0..3)
+        .map(|_| std::thread::spawn(move || get(format!("127.0.0.1:{port}"), "/")))
+        .collect();
+    // A client of the control socket is turned away by the spare one, and connections wait all the same.
+    let turned_away = ctl(&dir, &["status"]);
+    assert_eq!(turned_away.status, 125, "{}", turned_away.out);
+    assert!(
+        turned_away.err.contains("too many open files"),
+        "{}",
+        turned_away.err
+    );
+    // Two seconds in which nothing can be done: it would take all of them if it tried without end.
+    let (before, end) = (ticks(master.pid()), Instant::now() + Duration::from_secs(2));
+    eventually("two seconds", || (Instant::now() > end).then_some(()));
+    let taken = ticks(master.pid()) - before;
+    assert!(taken < 40, "{taken} ticks of 200");
+    limit_descriptors(master.pid(), "1024:");
+    for client in clients {
+        assert_eq!(client.join().unwrap().unwrap().status, 200);
+    }
+    assert_eq!(ctl(&dir, &["status"]).status, 0);
+    assert_eq!(master.stop(), 0);
+}
 
 // Edge case 35.
 #[test]

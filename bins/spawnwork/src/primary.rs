@@ -423,8 +423,12 @@ impl Master {
                         None => break,
                     },
                     Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
-                    // EMFILE, ENFILE: it stays in the queue of the kernel until there is room.
-                    Err(_) => break,
+                    Err(nix::Error::EAGAIN) => break,
+                    // EMFILE, ENFILE, ENOMEM.
+                    Err(_) => {
+                        hand_over.turns.short(now);
+                        break;
+                    }
                 },
             };
             let Some(worker) = hand_over.turns.next(now) else {
@@ -440,7 +444,8 @@ impl Master {
                     .and_then(|shared| shared.hand_over.as_mut())
                 {
                     hand_over.put_back.push_front(connection);
-                    hand_over.turns.answered(worker, false, now);
+                    hand_over.turns.give_back(worker);
+                    hand_over.turns.short(now);
                 }
                 break;
             };
