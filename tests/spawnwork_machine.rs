@@ -11,7 +11,8 @@ use kit::http::get;
 use kit::{Dir, Finished, Run, Running, app, eventually, field, free_port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -316,6 +317,45 @@ fn without_a_free_descriptor_connections_wait_and_the_master_does_not_spin() {
     assert_eq!(master.stop(), 0);
 }
 
+// Edge case 46.
+#[test]
+fn without_a_free_descriptor_scripts_of_npm_are_turned_away() {
+    let (dir, port) = (Dir::new(), free_port());
+    dir.write(
+        "package.json",
+        r#"{"name": "hello", "version": "1.0.0", "private": true, "scripts": {"start": "node hello.js"}}"#,
+    );
+    std::fs::copy(app("hello.js"), dir.path().join("hello.js")).unwrap();
+    let mut master = Run::new(SPAWNWORK)
+        .args(["-n", "1", "--control", "c.sock", "--", "npm", "start"])
+        .env("PORT", port.to_string())
+        .dir(dir.path())
+        .start();
+    let pid = field(&master.event("worker-ready"), "pid");
+    let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let environ = String::from_utf8_lossy(&environ).into_owned();
+    let shim = environ
+        .split('\0')
+        .find_map(|pair| pair.strip_prefix("SPAWNWORK_SHIM="))
+        .unwrap();
+    let name = shim.rsplit_once(':').unwrap().0;
+    let taken = |fd: &usize| Path::new(&format!("/proc/{}/fd/{fd}", master.pid())).exists();
+    let free = (0..).find(|fd| !taken(fd)).unwrap();
+    limit_descriptors(master.pid(), &format!("{free}:"));
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    for _ in 0..3 {
+        let mut stream = UnixStream::connect_addr(&address).unwrap();
+        stream.set_read_timeout(Some(kit::PATIENCE)).unwrap();
+        assert_eq!(stream.read(&mut [0u8; 8]).unwrap(), 0);
+    }
+    limit_descriptors(master.pid(), "1024:");
+    assert_eq!(ctl(&dir, &["reload"]).status, 0);
+    assert_eq!(get(format!("127.0.0.1:{port}"), "/").unwrap().status, 200);
+    assert_eq!(master.stop(), 0);
+}
+
 // Edge case 35.
 #[test]
 fn standard_error_that_is_full_delays_nothing_but_who_writes_there() {
@@ -362,6 +402,37 @@ fn standard_error_that_is_full_delays_nothing_but_who_writes_there() {
     assert_eq!(status.status, 0, "{}", status.out);
     assert_eq!(master.stop(), 0);
     assert_eq!(master.out().matches("up\n").count(), 4);
+}
+
+// Edge case 35.
+#[test]
+fn standard_error_that_was_full_from_the_start_delays_nothing() {
+    let (dir, port) = (Dir::new(), free_port());
+    let fifo = dir.path().join("err");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let mut held = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
+        .open(&fifo)
+        .unwrap();
+    while held.write(&[b'\n'; 4096]).is_ok() {}
+    while held.write(b"\n").is_ok() {}
+    // A warning of its own for each socket, whoever asks for it.
+    let mut master = Run::new("sh")
+        .args(["-c", "exec \"$0\" \"$@\" 2>err", SPAWNWORK])
+        .args(["-n", "1", "--backlog", "1000000000", "--control", "c.sock"])
+        .args(["-l", "unix:given.sock", "--", "node"])
+        .args([app("hello.js")])
+        .env("PORT", port.to_string())
+        .dir(dir.path())
+        .start();
+    eventually("it serves", || {
+        let there = dir.path().join("c.sock").exists();
+        (there && ctl(&dir, &["status", "--timeout", "5s"]).status == 0).then_some(())
+    });
+    assert_eq!(get(format!("127.0.0.1:{port}"), "/").unwrap().status, 200);
+    assert_eq!(master.stop(), 0);
 }
 
 #[test]

@@ -461,7 +461,9 @@ impl Drop for Server {
     }
 }
 
-fn spare() -> Option<File> {
+/// A descriptor to give up when there is no other one.
+#[must_use]
+pub fn spare() -> Option<File> {
     File::open("/dev/null").ok()
 }
 

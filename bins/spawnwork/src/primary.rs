@@ -543,7 +543,7 @@ impl Master {
     pub(crate) fn on_rendezvous(&mut self) {
         while let Some((fd, pid)) = self
             .rendezvous
-            .as_ref()
+            .as_mut()
             .and_then(crate::node::shim::Rendezvous::accept)
         {
             // Anybody may connect to an abstract socket; a script of a worker is its descendant.
