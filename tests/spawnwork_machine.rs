@@ -517,3 +517,53 @@ fn a_check_that_says_megabytes_is_heard_to_its_end() {
     assert!(peak < 24 << 10, "{peak} kB");
     assert_eq!(master.stop(), 0);
 }
+
+// ---- where it stands ----
+
+#[test]
+fn as_many_workers_as_there_are_processors_for_it() {
+    let mut master = Run::new("taskset")
+        .args(["-c", "0", SPAWNWORK, "--ready", "alive:50ms"])
+        .args(["--workers", "auto", "--", "sleep", "1000"])
+        .start();
+    assert_eq!(field(&master.event("started"), "workers"), "1");
+    assert_eq!(master.stop(), 0);
+    // The variable of other process masters, for auto only.
+    for (options, workers) in [(&["--workers", "auto"][..], "7"), (&["-n", "2"], "2")] {
+        let mut master = brief(options)
+            .args(["--", "sleep", "1000"])
+            .env("WEB_CONCURRENCY", "7")
+            .start();
+        assert_eq!(field(&master.event("started"), "workers"), workers);
+        assert_eq!(master.stop(), 0);
+    }
+}
+
+#[test]
+fn a_terminal_is_the_workers_own_also_behind_a_job_in_the_background() {
+    let dir = Dir::new();
+    let worker = "[ -t 1 ] && [ -t 2 ] && echo both are terminals; exec sleep 1000";
+    let line = format!(
+        "set -m; {SPAWNWORK} -n 1 --control c.sock --ready alive:50ms -- sh -c '{worker}' & \
+         until {SPAWNWORK} --ctl c.sock status >status 2>&1; do sleep 0.05; done; \
+         {SPAWNWORK} --ctl c.sock stop; wait $!; echo end $?"
+    );
+    let shown = Run::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("SHELL", "/bin/sh")
+        .dir(dir.path())
+        .finish();
+    assert!(shown.out.contains("both are terminals"), "{}", shown.out);
+    assert!(shown.out.contains("end 0"), "{}", shown.out);
+}
+
+#[test]
+fn the_form_for_the_journal_is_chosen_where_it_reads_our_stderr() {
+    let stream = "$(stat -L -c %d:%i /proc/self/fd/2)";
+    for (stream, journal) in [(stream, true), ("1:2", false)] {
+        let line = format!("JOURNAL_STREAM={stream} exec \"$0\" -n 1 true");
+        let run = Run::new("sh").args(["-c", &line, SPAWNWORK]).finish();
+        let first = run.err.lines().next().unwrap();
+        assert_eq!(first.starts_with("<6>started "), journal, "{}", run.err);
+    }
+}
