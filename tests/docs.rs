@@ -415,6 +415,69 @@ fn events_are_those_of_the_source() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
+/// `status Op Cm json` is `status [json]`, as help has it.
+fn request_of_page(head: &str) -> String {
+    let (mut text, mut open) = (String::new(), false);
+    for word in head.split_whitespace() {
+        match word {
+            "Ar" | "Cm" => {}
+            "Op" => {
+                text.push_str(" [");
+                open = true;
+            }
+            "|" => text.push('|'),
+            word => {
+                if !text.is_empty() && !text.ends_with(['[', '|']) {
+                    text.push(' ');
+                }
+                text.push_str(word);
+            }
+        }
+    }
+    if open {
+        text.push(']');
+    }
+    text
+}
+
+#[test]
+fn requests_of_page_and_help_agree() {
+    let dir = kit::Dir::new();
+    let mut master = kit::Run::new(PROGRAM)
+        .args(["-n", "1", "--control", "c.sock", "--ready", "alive:10ms"])
+        .args(["--", "sleep", "1000"])
+        .dir(dir.path())
+        .start();
+    master.event("generation-serving");
+    let help = kit::Run::new(PROGRAM)
+        .args(["--ctl", "c.sock", "help"])
+        .dir(dir.path())
+        .finish();
+    assert_eq!(help.status, 0, "{}", help.err);
+    let of_help: BTreeSet<String> = help
+        .out
+        .lines()
+        .map(|line| line.split("  ").next().unwrap().to_owned())
+        .collect();
+    let of_page: BTreeSet<String> = items(&section(&page(), "CONTROL PROTOCOL"), "Cm")
+        .iter()
+        .map(|(head, _)| request_of_page(head))
+        .collect();
+    assert_eq!(of_help, of_page);
+    assert!(of_page.len() >= 15, "{of_page:?}");
+    // And each is known by its name: what is not, is called unknown.
+    for request in &of_page {
+        let name = request.split(' ').next().unwrap();
+        let asked = kit::Run::new(PROGRAM)
+            .args(["--ctl", "c.sock", name, "a", "b", "c"])
+            .dir(dir.path())
+            .finish();
+        assert_eq!(asked.status, 2, "{name}: {}", asked.err);
+        assert!(!asked.err.contains("unknown"), "{name}: {}", asked.err);
+    }
+    assert_eq!(master.stop(), 0);
+}
+
 #[test]
 fn the_environment_is_that_of_the_source() {
     let page = page();

@@ -170,6 +170,7 @@ impl Releases {
 
 // ---- A: what is wrong is said, and nothing is started ----
 
+// Edge case 30.
 #[test]
 fn a_wrong_value_ends_with_2_and_the_options_name() {
     let long = format!("unix:/tmp/{}", "x".repeat(103));
@@ -309,6 +310,7 @@ fn refused(run: Run, parts: &[&str]) {
     assert_eq!(run.out, "");
 }
 
+// Edge case 36.
 #[test]
 fn what_the_machine_cannot_give_ends_with_125_before_a_worker_starts() {
     let dir = Dir::new();
@@ -350,11 +352,13 @@ fn what_the_machine_cannot_give_ends_with_125_before_a_worker_starts() {
     }
 }
 
+// Edge case 29.
 #[test]
 fn a_port_in_use_names_its_holder() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = holder.local_addr().unwrap().to_string();
-    let pid = format!("pid {}", std::process::id());
+    let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let pid = format!("(held by pid {}, {})", std::process::id(), name.trim());
     refused(
         spawnwork(["-l", &address, "--", "echo", "started"]),
         &[&address, &pid],
@@ -379,6 +383,8 @@ fn a_unix_socket_in_use_and_a_file_in_its_place_are_left_alone() {
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
 }
 
+// Edge case 8.
+// Edge case 9.
 #[test]
 fn a_missing_program_ends_with_127_and_one_without_rights_with_126() {
     let dir = Dir::new();
@@ -398,6 +404,7 @@ fn a_missing_program_ends_with_127_and_one_without_rights_with_126() {
 
 // ---- pid file ----
 
+// Edge case 27.
 #[test]
 fn a_pid_file_is_locked_and_removed_at_the_end() {
     let dir = Dir::new();
@@ -426,6 +433,7 @@ fn a_pid_file_is_locked_and_removed_at_the_end() {
     assert!(!file.exists());
 }
 
+// Edge case 28.
 #[test]
 fn a_pid_file_of_somebody_else_is_not_removed() {
     let dir = Dir::new();
@@ -492,6 +500,7 @@ fn python_accepts_blocking_on_a_port_of_both_families() {
     );
 }
 
+// Edge case 32.
 #[test]
 fn an_address_of_one_family_and_any_free_port() {
     let mut run = server(&["-n", "1", "-l", "127.0.0.1:0", "-l", "[::1]:0"], "").start();
@@ -512,6 +521,7 @@ fn an_address_of_one_family_and_any_free_port() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 30.
 #[test]
 fn a_unix_socket_has_its_mode_and_owner_and_goes_at_the_end() {
     needs_root();
@@ -856,6 +866,7 @@ fn a_file_of_variables_is_read_anew_by_each_reload() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 26.
 #[test]
 fn another_user_for_good() {
     needs_root();
@@ -923,6 +934,8 @@ fn the_number_of_descriptors_a_worker_may_have() {
 
 // ---- releases ----
 
+// Edge case 1.
+// Edge case 37.
 #[test]
 fn a_switched_link_is_followed_by_a_reload_and_by_nothing_else() {
     let up = |name: &str| format!("echo \"$PWD\" >up.$$; echo {name}; exec sleep 1000");
@@ -972,12 +985,21 @@ fn a_switched_link_is_followed_by_a_reload_and_by_nothing_else() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 1.
+// Edge case 2.
+// Edge case 3.
 #[test]
 fn a_release_that_is_not_ready_in_time_or_dies_on_probation_fails() {
     let hangs = "exec sleep 1000";
     let good = ": >ready.$SPAWNWORK_PID; exec sleep 1000";
     let dies = ": >ready.$SPAWNWORK_PID; sleep 1; echo 'out of luck' >&2; exit 5";
-    let releases = Releases::new(&[("good", good), ("hangs", hangs), ("dies", dies)]);
+    let crashes = "echo 'no such module' >&2; exit 1";
+    let releases = Releases::new(&[
+        ("good", good),
+        ("crashes", crashes),
+        ("hangs", hangs),
+        ("dies", dies),
+    ]);
     let current = text(releases.0.path().join("current"));
     let check = "exec:test -e /proc/$PID/cwd/ready.*";
     let mut run = spawnwork(["-n", "2", "-C", &current, "--ready", check])
@@ -993,7 +1015,11 @@ fn a_release_that_is_not_ready_in_time_or_dies_on_probation_fails() {
         .start();
     run.event("generation-serving");
     let before = status(&mut run).1;
-    for (release, part) in [("hangs", "not ready within 2s"), ("dies", "out of luck")] {
+    for (release, part) in [
+        ("crashes", "no such module"),
+        ("hangs", "not ready within 2s"),
+        ("dies", "out of luck"),
+    ] {
         releases.switch(release);
         run.signal(Signal::SIGUSR2);
         let line = run.event("reload-failed");
@@ -1151,6 +1177,7 @@ fn inherited_sockets_by_name_and_number() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 33.
 #[test]
 fn sockets_for_another_pid_are_refused_unless_told_otherwise() {
     for options in [&[][..], &["-l", "sd:web"]] {
@@ -1173,6 +1200,7 @@ fn sockets_for_another_pid_are_refused_unless_told_otherwise() {
 
 // ---- ready ----
 
+// Edge case 34.
 #[test]
 fn ready_by_notify() {
     let socket = ["-n", "1", "-l", "127.0.0.1:0"];
@@ -1223,6 +1251,7 @@ fn who_says_anything_on_the_notify_socket_must_say_ready() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 34.
 #[test]
 fn ready_by_a_strangers_word_is_none() {
     let mut run = spawnwork(["-n", "1", "--ready", "notify", "sleep", "1000"]).start();
@@ -1326,6 +1355,7 @@ fn a_killed_worker_is_started_again() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 6.
 #[test]
 fn a_worker_that_ends_with_status_0_is_started_again() {
     let address = format!("127.0.0.1:{}", free_port());
@@ -1346,6 +1376,7 @@ fn a_worker_that_ends_with_status_0_is_started_again() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 7.
 #[test]
 fn a_job_that_just_ends_is_no_service() {
     let run = spawnwork(["-n", "2", "--", "true"]).finish();
@@ -1360,6 +1391,7 @@ fn a_job_that_just_ends_is_no_service() {
     assert!(run.err.lines().last().unwrap().contains("stopped status=1"));
 }
 
+// Edge case 12.
 #[test]
 fn one_slot_that_crashes_is_held_and_the_others_serve() {
     let script = "[ $WORKER_ID = 1 ] && { echo 'no luck' >&2; exit 3; }; exec sleep 1000";
@@ -1394,6 +1426,7 @@ fn one_slot_that_crashes_is_held_and_the_others_serve() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 13.
 #[test]
 fn without_a_slot_that_works_the_end_is_1() {
     let limit = [
@@ -1494,6 +1527,7 @@ fn lines_of_several_workers_never_mix() {
 
 // ---- stop ----
 
+// Edge case 19.
 #[test]
 fn a_worker_that_ignores_the_signal_is_killed_in_time() {
     let mut run = brief([
@@ -1515,6 +1549,7 @@ fn a_worker_that_ignores_the_signal_is_killed_in_time() {
     assert_eq!(field(&run.event("worker-exited"), "signal"), "KILL");
 }
 
+// Edge case 19.
 #[test]
 fn a_stopped_worker_leaves_too() {
     let mut run = brief(["-n", "1", "--stop-timeout", "1000s", "sleep", "1000"]).start();
@@ -1527,6 +1562,7 @@ fn a_stopped_worker_leaves_too() {
     assert_eq!(field(&run.event("worker-exited"), "signal"), "TERM");
 }
 
+// Edge case 18.
 #[test]
 fn a_stop_before_any_worker_is_ready() {
     let mut run = spawnwork(["-n", "2", "--ready", "notify", "sleep", "1000"]).start();
@@ -1579,6 +1615,7 @@ fn quit_and_a_second_request_stop_at_once() {
     }
 }
 
+// Edge case 17.
 #[test]
 fn a_stop_in_mid_reload_stops_both_generations() {
     let mut run = spawnwork(["-n", "2", "--ready", "alive:100ms", "--probation", "1000s"])
@@ -1596,6 +1633,7 @@ fn a_stop_in_mid_reload_stops_both_generations() {
     assert!(lines_of(&run, "reload-failed").is_empty());
 }
 
+// Edge case 21.
 #[test]
 fn what_a_worker_leaves_behind_is_swept() {
     // Out of its group and its session, with its output.
@@ -1647,6 +1685,7 @@ fn when_spawnwork_is_killed_its_workers_get_term() {
 
 // ---- signals ----
 
+// Edge case 15.
 #[test]
 fn one_reload_takes_the_place_of_another() {
     let mut run = spawnwork(["-n", "2", "--ready", "alive:100ms", "--probation", "2s"])
@@ -1671,6 +1710,7 @@ fn one_reload_takes_the_place_of_another() {
     assert_eq!(lines_of(&run, "reload-committed").len(), 2);
 }
 
+// Edge case 53.
 #[test]
 fn a_reload_waits_for_one_whose_slots_change_hands() {
     let mut run = spawnwork(["-n", "2", "--surge", "1", "--ready", "alive:100ms"])
@@ -1692,6 +1732,7 @@ fn a_reload_waits_for_one_whose_slots_change_hands() {
     assert_eq!(lines_of(&run, "reload-committed").len(), 2);
 }
 
+// Edge case 16.
 #[test]
 fn a_reload_before_the_first_generation_serves_starts_it_over() {
     let good = ": >ready; exec sleep 1000";
@@ -1720,6 +1761,7 @@ fn a_reload_before_the_first_generation_serves_starts_it_over() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 40.
 #[test]
 fn one_worker_more_and_one_fewer_but_never_the_last() {
     let mut run = brief(["-n", "1", "sleep", "1000"]).start();
@@ -1809,6 +1851,8 @@ fn usr1_writes_the_status() {
 
 // ---- where it runs ----
 
+// Edge case 24.
+// Edge case 25.
 #[test]
 fn as_the_first_process_of_a_container() {
     needs_root();
@@ -1846,6 +1890,7 @@ fn as_the_first_process_of_a_container() {
     assert_eq!(run.end(), 0);
 }
 
+// Edge case 61.
 #[test]
 fn output_that_nobody_reads_ends_no_worker() {
     let dir = Dir::new();
@@ -1891,6 +1936,7 @@ fn output_that_nobody_reads_ends_no_worker() {
     assert!(lines_of(&run, "worker-failed").is_empty());
 }
 
+// Edge case 35.
 #[test]
 fn standard_error_closed_or_without_a_reader_ends_nobody() {
     let script =
@@ -2056,6 +2102,7 @@ fn a_flag_in_the_environment() {
     }
 }
 
+// Edge case 31.
 #[test]
 fn a_worker_that_shuts_a_shared_socket_down_does_not_end_the_service() {
     let address = format!("127.0.0.1:{}", free_port());
@@ -2069,6 +2116,7 @@ fn a_worker_that_shuts_a_shared_socket_down_does_not_end_the_service() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 8.
 #[test]
 fn a_program_that_is_gone_for_a_moment_comes_back() {
     let dir = Dir::new();
@@ -2107,6 +2155,8 @@ fn a_program_that_is_gone_for_a_moment_comes_back() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 38.
+// Edge case 53.
 #[test]
 fn a_release_that_was_deleted_fails_its_slot_only() {
     let up = "exec sleep 1000";
@@ -2131,6 +2181,7 @@ fn a_release_that_was_deleted_fails_its_slot_only() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 52.
 #[test]
 fn more_than_an_exec_takes() {
     let dir = Dir::new();
@@ -2175,6 +2226,7 @@ fn lines_that_are_long_without_an_end_or_no_text() {
     );
 }
 
+// Edge case 21.
 #[test]
 fn what_stays_in_the_workers_group_is_killed_too() {
     let script =
@@ -2336,6 +2388,7 @@ fn a_value_of_the_command_line_replaces_one_of_the_environment() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 61.
 #[test]
 fn a_reader_that_is_stuck_holds_back_workers_and_nothing_else() {
     let (reader, writer) = nix::unistd::pipe().unwrap();
@@ -2360,6 +2413,7 @@ fn a_reader_that_is_stuck_holds_back_workers_and_nothing_else() {
     drop(reader);
 }
 
+// Edge case 46.
 #[test]
 fn too_few_descriptors_for_all_workers_are_enough_for_some() {
     let mut run = Run::new("sh")

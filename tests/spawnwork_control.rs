@@ -107,6 +107,7 @@ impl Service {
     }
 }
 
+// Edge case 1.
 #[test]
 fn a_reload_ends_with_its_result() {
     let mut service = Service::node(&["-n", "2", "--check", "node --check app.js"]);
@@ -386,6 +387,7 @@ fn who_ended_a_worker() {
     );
 }
 
+// Edge case 51.
 #[test]
 fn the_oom_killer_is_told_from_a_kill_by_hand() {
     // Either version of the memory controller, where it can be used.
@@ -757,6 +759,7 @@ fn clients_that_send_nothing_or_read_nothing_delay_nobody() {
     });
 }
 
+// Edge case 27.
 #[test]
 fn a_second_master_on_the_same_socket_ends_with_125_and_a_stale_one_is_no_hindrance() {
     let mut service = Service::shell(&["-n", "1"], "exec sleep 600");
@@ -795,6 +798,7 @@ fn a_second_master_on_the_same_socket_ends_with_125_and_a_stale_one_is_no_hindra
     assert!(!service.socket().exists());
 }
 
+// Edge case 46.
 #[test]
 fn without_a_free_descriptor_clients_are_turned_away_and_nothing_spins() {
     let dir = Dir::new();
@@ -831,4 +835,64 @@ fn without_a_free_descriptor_clients_are_turned_away_and_nothing_spins() {
     eventually("it answers again", || {
         (service.ctl(&["status"]).status == 0).then_some(())
     });
+}
+
+#[test]
+fn quit_does_not_wait_for_anybody() {
+    let mut service = Service::shell(
+        &["-n", "2", "--stop-timeout", "600s"],
+        "trap '' TERM; while :; do sleep 0.1; done",
+    );
+    let quit = service.ctl(&["quit"]);
+    assert_eq!(quit.status, 0, "{}", quit.err);
+    assert_eq!(service.master.end(), 0);
+    let line = service.master.event("stop-requested");
+    assert_eq!(field(&line, "by"), "operator", "{line}");
+    for _ in 0..2 {
+        let line = service.master.event("worker-exited");
+        assert_eq!(field(&line, "signal"), "KILL", "{line}");
+    }
+    assert!(!service.socket().exists());
+}
+
+#[test]
+fn a_worker_that_was_not_ready_in_time_is_told_from_one_that_died() {
+    let service = Service::node(&["-n", "1", "--ready-timeout", "700ms"]);
+    service.write("console.error('I hang'); setInterval(() => {}, 1000);");
+    assert_eq!(service.ctl(&["reload"]).status, 1);
+    let series = "spawnwork_worker_exits_total{by=\"ready-timeout\"}";
+    eventually("its end is counted", || {
+        (service.metric(series) == Some(1.0)).then_some(())
+    });
+    let json = service.json();
+    assert!(json.contains("\"by\":\"ready-timeout\""), "{json}");
+}
+
+#[test]
+fn a_client_that_asks_for_much_and_reads_nothing_is_closed() {
+    let service = Service::shell(&["-n", "1"], "exec sleep 600");
+    let sockets = || {
+        std::fs::read_dir(format!("/proc/{}/fd", service.master.pid()))
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|link| link.to_string_lossy().starts_with("socket:"))
+            .count()
+    };
+    let before = sockets();
+    let mut deaf = UnixStream::connect(service.socket()).unwrap();
+    deaf.write_all(b"events\n").unwrap();
+    eventually("it is there", || (sockets() == before + 1).then_some(()));
+    // More than its buffer takes; others are asked and answered meanwhile.
+    eventually("it is closed", || {
+        for _ in 0..200 {
+            kill(Pid::from_raw(service.master.pid()), Signal::SIGUSR1).unwrap();
+        }
+        assert_eq!(service.ctl(&["version"]).status, 0);
+        (sockets() == before).then_some(())
+    });
+    // What it had been sent is there, and then the end.
+    deaf.set_read_timeout(Some(kit::PATIENCE)).unwrap();
+    let mut text = Vec::new();
+    deaf.read_to_end(&mut text).unwrap();
+    assert!(text.starts_with(b"# events"), "{} bytes", text.len());
 }

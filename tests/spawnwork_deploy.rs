@@ -210,6 +210,9 @@ fn twenty(language: Language, how: &str) {
     assert_eq!(service.master.stop(), 0);
 }
 
+// Edge case 1.
+// Edge case 2.
+// Edge case 3.
 #[test]
 fn bad_deploys_cost_nothing_and_neither_does_the_fix() {
     // They wait more than they work, so all at once.
@@ -280,6 +283,7 @@ fn switch(dir: &Dir, to: &str) {
     std::fs::rename(new, link).unwrap();
 }
 
+// Edge case 37.
 #[test]
 fn the_check_sees_the_new_release_and_a_worker_that_dies_after_it_failed_runs_the_old_one() {
     let (dir, port) = (Dir::new(), free_port());
@@ -464,6 +468,7 @@ fn a_probe_is_answered_before_any_client_is() {
     );
 }
 
+// Edge case 15.
 #[test]
 fn two_signals_within_ten_milliseconds_make_one_effective_reload() {
     for workers in ["1", "2", "4"] {
@@ -490,6 +495,7 @@ fn two_signals_within_ten_milliseconds_make_one_effective_reload() {
     }
 }
 
+// Edge case 53.
 #[test]
 fn more_than_three_generations_that_drain_are_too_many() {
     let dir = Dir::new();
@@ -540,6 +546,7 @@ fn more_than_three_generations_that_drain_are_too_many() {
     assert_eq!(service.master.end(), 0);
 }
 
+// Edge case 53.
 #[test]
 fn a_reload_while_a_slot_is_in_its_backoff() {
     let mut service = Service::new(

@@ -29,6 +29,7 @@ fn pid(text: &str) -> Pid {
     Pid::from_raw(text.parse().unwrap())
 }
 
+// Edge case 10.
 #[test]
 fn no_process_left_for_some_is_no_end_for_the_others() {
     needs_root();
@@ -71,6 +72,8 @@ fn no_process_left_for_some_is_no_end_for_the_others() {
     assert_eq!(master.stop(), 0);
 }
 
+// Edge case 11.
+// Edge case 23.
 #[test]
 fn all_at_once_dead_and_all_come_back_but_not_all_at_once() {
     let mut master = Run::new(SPAWNWORK)
@@ -119,6 +122,7 @@ fn started(pid: i32) -> f64 {
     ticks / 100.0
 }
 
+// Edge case 14.
 #[test]
 fn a_master_that_was_stopped_for_a_while_kills_nobody_for_it() {
     let port = free_port();
@@ -150,6 +154,7 @@ fn a_master_that_was_stopped_for_a_while_kills_nobody_for_it() {
     assert_eq!(master.stop(), 0);
 }
 
+// Edge case 47.
 #[test]
 fn without_proc_it_starts_respawns_reloads_and_stops() {
     needs_root();
@@ -198,6 +203,7 @@ fn without_proc_it_starts_respawns_reloads_and_stops() {
     assert_eq!(master.stop(), 0);
 }
 
+// Edge case 48.
 #[test]
 fn an_older_kernel_will_do() {
     // close_range, pidfd_getfd, and waitid on nothing newer: Linux 5.4, say.
@@ -241,6 +247,7 @@ fn an_older_kernel_will_do() {
     assert_eq!(master.stop(), 0);
 }
 
+// Edge case 30.
 #[test]
 fn a_unix_socket_is_never_seen_with_another_mode() {
     let dir = Dir::new();

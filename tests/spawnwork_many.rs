@@ -65,6 +65,7 @@ fn five_hundred_workers_are_started_listed_and_stopped_and_cost_little() {
     }
 }
 
+// Edge case 23.
 #[test]
 fn a_thousand_respawns_leave_no_descriptor_and_no_zombie_behind() {
     let mut master = Run::new(SPAWNWORK)

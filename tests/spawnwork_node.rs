@@ -231,6 +231,7 @@ fn a_shared_socket_keeps_its_backlog() {
     assert_eq!(queue, 1234.min(limit).to_string(), "{}", shown.out);
 }
 
+// Edge case 55.
 #[test]
 fn tls_sessions_are_resumed_by_all_workers_and_generations() {
     let dir = Dir::new();
@@ -286,6 +287,7 @@ fn lives(mut master: Running, port: u16) {
     }
 }
 
+// Edge case 57.
 #[test]
 fn frameworks_modules_and_typescript() {
     let modules = kit::cache().join("frameworks/node_modules");
@@ -376,6 +378,7 @@ fn started_by(command: &[&str]) {
     lives(master, port);
 }
 
+// Edge case 39.
 #[test]
 fn npm_start() {
     started_by(&["npm", "start"]);
@@ -396,6 +399,7 @@ fn yarn_start() {
     started_by(&["yarn", "start"]);
 }
 
+// Edge case 39.
 #[test]
 fn behind_a_shell() {
     let port = free_port();
@@ -416,6 +420,7 @@ fn behind_a_shell() {
     lives(master, port);
 }
 
+// Edge case 58.
 #[test]
 fn children_and_threads_of_an_app_are_its_own() {
     for version in NODES {
@@ -444,6 +449,7 @@ fn children_and_threads_of_an_app_are_its_own() {
     }
 }
 
+// Edge case 54.
 #[test]
 fn an_app_with_its_own_handler_of_term_leaves_by_itself() {
     for version in NODES {
@@ -476,6 +482,7 @@ fn node_without_its_preload_still_leaves() {
     assert!(!master.err().join("\n").contains("worker-killed"));
 }
 
+// Edge case 43.
 #[test]
 fn garbage_on_a_channel_costs_the_worker_its_channel_and_nobody_else_anything() {
     for path in ["/garbage", "/endless"] {
@@ -501,6 +508,7 @@ fn garbage_on_a_channel_costs_the_worker_its_channel_and_nobody_else_anything() 
     }
 }
 
+// Edge case 44.
 #[test]
 fn a_privileged_port_needs_a_word_from_the_operator() {
     let low = "81";
@@ -556,4 +564,181 @@ fn when_the_master_is_killed_node_finishes_its_requests_and_leaves() {
                 .is_ok_and(|stat| stat.contains(") Z ")))
         .then_some(())
     });
+}
+
+/// Milliseconds since midnight, of the time that a line begins with.
+fn time_of(line: &str) -> i64 {
+    let time = line.split(' ').next().unwrap().trim_end_matches('Z');
+    let time = time.split('T').nth(1).unwrap();
+    let (clock, ms) = time.split_once('.').unwrap();
+    let seconds = clock
+        .split(':')
+        .fold(0, |all, part| all * 60 + part.parse::<i64>().unwrap());
+    seconds * 1000 + ms.parse::<i64>().unwrap()
+}
+
+// Edge case 4.
+#[test]
+fn ready_is_not_the_first_of_many_sockets_and_counts_for_one_worker_only() {
+    let dir = Dir::new();
+    // On a busy machine the app may take longer from one port to the next than it is waited for: then
+    // that round says nothing.
+    eventually("a round without a pause of the machine", || {
+        let _ = std::fs::remove_file(dir.path().join("go"));
+        let mut master = spawnwork(&["-n", "2", "--start-parallel", "2", "--", "node"])
+            .args([app("ports_in_turn.js")])
+            .dir(dir.path())
+            .start();
+        let ready = master.event("worker-ready");
+        assert_eq!(field(&ready, "slot"), "0");
+        let said = eventually("all ports", || {
+            let out = master.out();
+            out.lines().next().map(str::to_owned)
+        });
+        let words: Vec<i64> = said
+            .split(' ')
+            .skip(1)
+            .map(|word| word.parse().unwrap())
+            .collect();
+        let after_last = time_of(&ready) - words[0] % 86_400_000;
+        // Ten sockets of one worker are not one socket of each.
+        for _ in 0..2 {
+            master.signal(Signal::SIGUSR1);
+            master.event_with("status", "workers=2");
+            master.event_with("status", "slot=1 ");
+        }
+        assert!(!master.err().join("\n").contains("generation-serving"));
+        dir.write("go", "");
+        master.event("generation-serving");
+        assert_eq!(master.stop(), 0);
+        (words[1] < 40 && after_last >= 45).then_some(())
+    });
+}
+
+// Edge case 5.
+// Edge case 39.
+#[test]
+fn what_never_listens_fails_with_the_words_that_help() {
+    for (options, program, words) in [
+        (
+            "--node=yes",
+            ["node", "queue.js"],
+            "an app that never listens needs --ready alive:1s",
+        ),
+        (
+            "--node=yes",
+            ["sh", "queue.sh"],
+            "it never spoke Node's cluster protocol: is it node? (--node)",
+        ),
+    ] {
+        let dir = Dir::new();
+        dir.write("queue.js", "setInterval(() => {}, 1000);");
+        dir.write("queue.sh", "exec sleep 1000");
+        let run = spawnwork(&["-n", "1", "--ready-timeout", "1500ms", options, "--"])
+            .args(program)
+            .dir(dir.path())
+            .finish();
+        assert_eq!(run.status, 1, "{}", run.err);
+        let line = run.err.lines().find(|line| line.contains("worker-failed"));
+        assert!(line.unwrap().contains(words), "{}", run.err);
+    }
+}
+
+// Edge case 45.
+#[test]
+fn what_an_app_sends_to_its_parent_is_no_harm_and_no_line_each() {
+    for version in NODES {
+        let port = free_port();
+        let mut master = spawnwork(&["-n", "1", "--verbose", "--"])
+            .args([kit::node(version)])
+            .args([app("says.js")])
+            .env("PORT", port.to_string())
+            .start();
+        master.event("generation-serving");
+        let pid = hello(port).unwrap();
+        let before = master.err().len();
+        let answer = get(format!("127.0.0.1:{port}"), "/say").unwrap().body;
+        assert_eq!(answer, format!("hello {pid}\n"), "node {version}");
+        // It is heard as ever: the next generation comes, and this one leaves.
+        master.signal(Signal::SIGUSR2);
+        master.event("reload-committed");
+        hello(port).unwrap();
+        assert_eq!(master.stop(), 0);
+        let err = master.err();
+        assert!(err.len() < before + 40, "{}", err.join("\n"));
+        let err = err.join("\n");
+        for bad in ["channel-closed", "worker-killed", "worker-failed"] {
+            assert!(!err.contains(bad), "node {version}: {bad} in {err}");
+        }
+    }
+}
+
+// Edge case 50.
+#[test]
+fn datagrams_that_wait_for_a_worker_that_dies_are_for_the_next() {
+    let port = free_port();
+    let mut master = spawnwork(&["-n", "1", "--", "node"])
+        .args([app("udp_echo.js")])
+        .env("PORT", port.to_string())
+        .start();
+    let pid = field(&master.event("worker-ready"), "pid");
+    master.event("generation-serving");
+    let worker = nix::unistd::Pid::from_raw(pid.parse().unwrap());
+    let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(("127.0.0.1", port)).unwrap();
+    client.set_read_timeout(Some(kit::PATIENCE)).unwrap();
+    let receive = || {
+        let mut buffer = [0u8; 64];
+        let count = client.recv(&mut buffer).unwrap();
+        let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+        let (who, what) = text.split_once(' ').unwrap();
+        (who.to_owned(), what.to_owned())
+    };
+    client.send(b"first").unwrap();
+    assert_eq!(receive(), (pid.clone(), "first".to_owned()));
+    // It does not read these.
+    nix::sys::signal::kill(worker, Signal::SIGSTOP).unwrap();
+    eventually("its stop", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.contains(") T ").then_some(())
+    });
+    for number in 0..5 {
+        client.send(format!("waiting {number}").as_bytes()).unwrap();
+    }
+    nix::sys::signal::kill(worker, Signal::SIGKILL).unwrap();
+    let next = field(&master.event("worker-ready"), "pid");
+    for number in 0..5 {
+        assert_eq!(receive(), (next.clone(), format!("waiting {number}")));
+    }
+    assert_eq!(master.stop(), 0);
+}
+
+// Edge case 56.
+#[test]
+fn a_connection_that_a_worker_has_no_descriptor_for_is_offered_to_another() {
+    let port = free_port();
+    let address = format!("127.0.0.1:{port}");
+    let mut master = spawnwork(&["-n", "2", "--balance", "round-robin", "--nofile", "64"])
+        .args(["--", "node"])
+        .args([app("full.js")])
+        .env("PORT", port.to_string())
+        .start();
+    master.event("generation-serving");
+    // Over one connection: it stays with its worker.
+    let mut kept = kit::http::connect(&address, kit::PATIENCE).unwrap();
+    let mut ask = |path: &str| {
+        let body = kit::http::exchange(&mut kept, path, true).unwrap().body;
+        body.trim().trim_start_matches("hello ").to_owned()
+    };
+    let full = ask("/");
+    assert_eq!(ask("/full"), format!("{full} EMFILE"));
+    for _ in 0..40 {
+        assert_ne!(hello(port).unwrap(), full, "it has no descriptor for one");
+    }
+    assert_eq!(ask("/free"), full);
+    eventually("it is in turn again", || {
+        (hello(port).unwrap() == full).then_some(())
+    });
+    assert!(!master.err().join("\n").contains("worker-exited"));
+    assert_eq!(master.stop(), 0);
 }

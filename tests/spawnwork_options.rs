@@ -380,6 +380,36 @@ fn a_client_of_server_starter_finds_its_sockets() {
     assert_eq!(run.stop(), 0);
 }
 
+// Edge case 32.
+#[test]
+fn any_free_port_is_the_same_one_in_log_status_and_environment() {
+    let dir = Dir::new();
+    let mut run = brief(["-n", "1", "-l", "127.0.0.1:0", "--control", "c.sock"])
+        .args(["--compat", "server-starter", "--", "sleep", "1000"])
+        .dir(dir.path())
+        .start();
+    let address = field(&run.event("socket-bound"), "address");
+    assert!(!address.ends_with(":0"), "{address}");
+    let pid = field(&run.event("worker-ready"), "pid");
+    let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let environ = String::from_utf8_lossy(&environ).into_owned();
+    let told = format!("\0SERVER_STARTER_PORT={address}=3\0");
+    assert!(environ.contains(&told), "{environ:?}");
+    for words in [&["status"][..], &["status", "json"], &["metrics"]] {
+        let answer = spawnwork(["--ctl", "c.sock"])
+            .args(words)
+            .dir(dir.path())
+            .finish();
+        assert!(answer.out.contains(&address), "{words:?}: {}", answer.out);
+        assert!(
+            !answer.out.contains("127.0.0.1:0 "),
+            "{words:?}: {}",
+            answer.out
+        );
+    }
+    assert_eq!(run.stop(), 0);
+}
+
 #[test]
 fn variables_of_a_master_above_are_not_passed_on() {
     let script = "env | grep -E '^(EINHORN|SERVER_STARTER)_' | sort; echo end; exec sleep 1000";
@@ -713,6 +743,7 @@ fn slots_are_for_tcp_and_hide_no_address_in_use() {
 
 // ---- --bind-retry ----
 
+// Edge case 29.
 #[test]
 fn an_address_in_use_is_waited_for() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -771,6 +802,7 @@ fn a_stop_while_an_address_is_waited_for_ends_with_0() {
     }
 }
 
+// Edge case 29.
 #[test]
 fn an_address_that_stays_in_use_ends_with_125_and_its_holder() {
     let dir = Dir::new();

@@ -202,6 +202,7 @@ fn adopt_needs_a_file_that_both_masters_know_and_the_preload() {
 
 // ---- die ----
 
+// Edge case 26.
 #[test]
 fn die_leaves_nobody_not_even_what_workers_have_started() {
     let _alone = alone();
@@ -251,6 +252,48 @@ fn die_leaves_nobody_not_even_what_workers_have_started() {
                 (brood.pids().len() >= 9).then_some(())
             });
         }
+        kill_master(&mut master);
+        brood.only(&BTreeSet::new());
+    }
+}
+
+// Edge case 26.
+#[test]
+fn thirty_deaths_at_any_moment_of_a_reload_leave_nobody_with_die() {
+    let _alone = alone();
+    // Nothing but the kernel ends these: there is no time after which they would be gone by themselves.
+    let shell = "trap '' TERM HUP; sleep 1000 & while :; do sleep 1000; done";
+    let hello = text(app("hello.js"));
+    let node = ["node", &hello];
+    for round in 0..30u64 {
+        let brood = Brood::new();
+        let program = if round % 3 == 0 {
+            node.to_vec()
+        } else {
+            vec!["sh", "-c", shell]
+        };
+        let ready = if round % 3 == 0 {
+            "listen"
+        } else {
+            "alive:50ms"
+        };
+        let surge = ["100%", "1", "0"][round as usize / 3 % 3];
+        let run = spawnwork(["-n", "2", "--orphans", "die", "--probation", "100ms"])
+            .args(["--ready", ready, "--surge", surge, "--stop-timeout", "600s"])
+            .arg_list(&program)
+            .env("PORT", free_port().to_string());
+        let mut master = brood.run(run).start();
+        // Before anything, too: while the first workers are made.
+        let of_the_start = round % 10 == 9;
+        if of_the_start {
+            master.event("started");
+        } else {
+            master.event("generation-serving");
+            master.signal(Signal::SIGUSR2);
+        }
+        let moment = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let most = if of_the_start { 20 } else { 500 };
+        std::thread::sleep(Duration::from_millis(moment % most));
         kill_master(&mut master);
         brood.only(&BTreeSet::new());
     }
@@ -582,6 +625,7 @@ fn adopted_node_workers_cost_no_request_and_no_line() {
     }
 }
 
+// Edge case 29.
 #[test]
 fn adopted_python_workers_cost_no_request_and_no_line() {
     let service = Service::python(&[]);

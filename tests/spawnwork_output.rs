@@ -18,9 +18,10 @@ fn spawnwork(args: &[&str]) -> Run {
     Run::new(env!("CARGO_BIN_EXE_spawnwork")).args(args)
 }
 
+// Edge case 59.
 #[test]
 fn lines_of_four_workers_at_once_are_whole_and_all_there() {
-    for (length, count) in [(100, 20_000), (5_000, 2_000), (100_000, 100)] {
+    for (length, count) in [(100, 20_000), (5_000, 2_000), (100_000, 100), (1 << 20, 8)] {
         let mut master = spawnwork(&["-n", "4", "--", "node"])
             .args([app("talk.js")])
             .args([length.to_string(), count.to_string()])
@@ -47,6 +48,7 @@ fn lines_of_four_workers_at_once_are_whole_and_all_there() {
     }
 }
 
+// Edge case 60.
 #[test]
 fn a_burst_before_the_end_is_all_there_and_its_last_lines_are_in_the_report() {
     let mut master = spawnwork(&["-n", "1", "--respawn-limit", "1/1h", "--", "node"])
@@ -69,6 +71,7 @@ fn a_burst_before_the_end_is_all_there_and_its_last_lines_are_in_the_report() {
     }
 }
 
+// Edge case 61.
 #[test]
 fn a_reader_that_stops_for_five_seconds_costs_no_request() {
     let port = free_port();
@@ -113,6 +116,7 @@ fn a_reader_that_stops_for_five_seconds_costs_no_request() {
     assert_eq!(count, tally.requests, "a line for each request");
 }
 
+// Edge case 61.
 #[test]
 fn a_reader_that_is_gone_kills_nobody() {
     let port = free_port();

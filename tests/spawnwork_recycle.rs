@@ -101,6 +101,7 @@ fn one_at_a_time(log: &[String], slots: usize) {
     }
 }
 
+// Edge case 41.
 #[test]
 fn all_over_the_limit_at_once_are_replaced_one_by_one_and_no_request_is_lost() {
     let mut service = Service::new(&["-n", "3", "--max-rss", "120M"]);
@@ -161,6 +162,7 @@ fn lifetimes_end_one_after_the_other() {
     assert!(log.iter().any(|line| line.contains("by=lifetime")));
 }
 
+// Edge case 42.
 #[test]
 fn a_reload_comes_first_and_a_recycle_waits_for_its_end() {
     let mut service = Service::new(&["-n", "2", "--max-lifetime", "700ms", "--probation", "2s"]);

@@ -246,6 +246,11 @@ fn a_program_that_cannot_is_asked_first_and_nothing_happens() {
             "this program reads 2",
         ),
         ("#!/bin/sh\nkill -SEGV $$\n", "signal SEGV"),
+        // Any other program may end with 0; in our place it would be the end of everything.
+        ("#!/bin/sh\nexit 0\n", "is no spawnwork"),
+        ("#!/bin/sh\necho hello\n", "it said 'hello'"),
+        // Cut off by a full disk: a shell would run that, and nothing would be wrong with it.
+        ("", "is no spawnwork"),
         ("this is no program\n", "refused"),
     ] {
         replace(&service.program(), Some(text));

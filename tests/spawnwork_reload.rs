@@ -109,6 +109,9 @@ fn version(port: u16) -> String {
     body.split_whitespace().nth(2).unwrap().to_owned()
 }
 
+// Edge case 1.
+// Edge case 2.
+// Edge case 3.
 #[test]
 fn bad_deploys_cost_no_request_and_the_fix_comes_at_once() {
     let _alone = alone();
@@ -226,6 +229,7 @@ fn a_worker_killed_every_200_ms_takes_only_its_own_requests_along() {
     assert_eq!(master.stop(), 0);
 }
 
+// Edge case 53.
 #[test]
 fn a_reload_while_old_workers_still_drain() {
     let _alone = alone();
@@ -276,4 +280,35 @@ fn a_stop_under_load_answers_what_was_begun() {
             assert!(reply.body.starts_with("hello "));
         }
     }
+}
+
+// Edge case 49.
+#[test]
+fn one_worker_alone_is_replaced_by_one_that_serves_already() {
+    let _alone = alone();
+    let port = free_port();
+    let mut master = spawnwork(&["-n", "1", "--probation", "50ms", "--", "node"])
+        .args([app("hello.js")])
+        .env("PORT", port.to_string())
+        .start();
+    let mut old = field(&master.event("worker-ready"), "pid");
+    master.event("generation-serving");
+    let load = Load::start(&load_on(port));
+    for _ in 0..5 {
+        load.answer(20);
+        master.signal(Signal::SIGUSR2);
+        // In this order: the new one is ready, and then the old one is asked to leave.
+        let new = field(&master.event("worker-ready"), "pid");
+        let leaving = field(&master.event("worker-stopping"), "pid");
+        assert_eq!(leaving, old);
+        assert_ne!(new, old);
+        master.event("reload-committed");
+        old = new;
+    }
+    let tally = load.stop();
+    assert_eq!(tally.failures(), 0, "{:?}", tally.failed);
+    assert_eq!(master.stop(), 0);
+    let err = master.err();
+    let leave = err.iter().filter(|line| line.contains("worker-stopping"));
+    assert_eq!(leave.count(), 6);
 }

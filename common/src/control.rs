@@ -193,6 +193,8 @@ impl Server {
 
     /// Lets in whoever waits at the door.
     pub fn accept(&mut self, events: &Loop, now: Instant) {
+        // Lost where the whole system was short of files; without it the next shortage would spin.
+        self.spare = self.spare.take().or_else(spare);
         for _ in 0..MOST_CLIENTS {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let fd = match accept4(self.fd.as_raw_fd(), flags) {
@@ -459,7 +461,9 @@ impl Drop for Server {
     }
 }
 
-fn spare() -> Option<File> {
+/// A descriptor to give up when there is no other one.
+#[must_use]
+pub fn spare() -> Option<File> {
     File::open("/dev/null").ok()
 }
 

@@ -1,7 +1,7 @@
 //! `--check`: a command that looks at a release before any worker of it is started.
 
 use crate::launch;
-use crate::output::{Readout, Stream, Which};
+use crate::output::{Output, Readout, Stream, Which};
 use crate::run::{Master, Token};
 use common::child::Child;
 use common::error::{Doing, Result};
@@ -33,6 +33,23 @@ impl Check {
     /// Ends it: nobody wants its result any more.
     pub fn abandon(&self) {
         self.child.signal_group(9);
+    }
+
+    /// Reads what is left in the pipe, room or not: the last lines are those that say why. More than
+    /// the pipe holds (1 MiB) comes only from somebody who has left the group and still writes.
+    fn drain(&mut self, output: &mut Output, now: Instant) {
+        let mut buffer = [0u8; 16 << 10];
+        for _ in 0..128 {
+            match self
+                .stream
+                .pump(&mut buffer, output, Some(&mut self.words), now)
+            {
+                Readout::More => {}
+                Readout::Empty => break,
+                Readout::End => return,
+            }
+        }
+        self.stream.finish(output, Some(&mut self.words));
     }
 }
 
@@ -125,8 +142,8 @@ impl Master {
 
     /// It has ended.
     pub(crate) fn on_check_end(&mut self, now: Instant) {
-        self.on_check_output(now);
-        let Some(check) = self.check.take() else {
+        let index = self.index_of(Which::Err);
+        let Some(mut check) = self.check.take() else {
             return;
         };
         self.events.remove(&check.stream);
@@ -134,6 +151,9 @@ impl Master {
         let late = check.deadline <= now;
         // What it started is gone with it.
         check.abandon();
+        if let Some(output) = self.outputs[index].as_mut() {
+            check.drain(output, now);
+        }
         let words = crate::deaths::spoken(&check.words);
         let mut child = check.child;
         let why = match (child.start_failure(), child.reap()) {

@@ -49,7 +49,7 @@ impl Generation {
         let environment = match &plan.env_file {
             None => Vec::new(),
             Some(path) => {
-                let text = std::fs::read(path).doing(&format!("read {}", path.display()))?;
+                let text = read_env_file(path).doing(&format!("read {}", path.display()))?;
                 parse_env_file(&text).map_err(|line| {
                     Error::new(
                         &format!("read {}", path.display()),
@@ -63,6 +63,15 @@ impl Generation {
             directory,
             environment,
         })
+    }
+
+    /// Why no worker can be started in it any more: a directory that was removed is still open, and a
+    /// program in it fails in a hundred ways of which none names the cause.
+    fn removed(&self) -> Option<Error> {
+        let (fd, path) = self.directory.as_ref()?;
+        let links = nix::sys::stat::fstat(fd).map_or(1, |stat| stat.st_nlink);
+        let doing = format!("change to {}", path.display());
+        (links == 0).then(|| Error::new(&doing, "the directory was removed"))
     }
 
     /// Where its workers run, if that was said.
@@ -117,6 +126,31 @@ impl Generation {
                 .collect(),
         })
     }
+}
+
+/// More than an execve(2) takes in all is a wrong file.
+const LONGEST_ENV_FILE: u64 = 4 << 20;
+
+/// All of it. A reload reads it in the only thread we have: what could keep us waiting (a FIFO that
+/// nobody writes to) or has no end (/dev/zero) is refused.
+fn read_env_file(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    use std::io::{Error, ErrorKind, Read};
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_fifo() || kind.is_socket() {
+        let why = "a pipe can be read only once, and each reload reads it anew";
+        return Err(Error::new(ErrorKind::InvalidInput, why));
+    }
+    let mut text = Vec::new();
+    file.take(LONGEST_ENV_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LONGEST_ENV_FILE {
+        return Err(Error::new(ErrorKind::InvalidInput, "it is too long"));
+    }
+    Ok(text)
 }
 
 /// `NAME=value` lines; blank ones and `#` comments are passed over; quotes around a value go.
@@ -218,6 +252,9 @@ const OURS: [&str; 12] = [
 /// # Errors
 /// An argument or variable holds a NUL byte.
 pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
+    if let Some(error) = who.generation.removed() {
+        return Err(error);
+    }
     let environment = environment(plan, who, given)?;
     let path = environment.get(OsStr::new("PATH")).cloned();
     let program = plan

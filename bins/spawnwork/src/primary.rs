@@ -422,8 +422,12 @@ impl Master {
                         None => break,
                     },
                     Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
-                    // EMFILE, ENFILE: it stays in the queue of the kernel until there is room.
-                    Err(_) => break,
+                    Err(nix::Error::EAGAIN) => break,
+                    // EMFILE, ENFILE, ENOMEM.
+                    Err(_) => {
+                        hand_over.turns.short(now);
+                        break;
+                    }
                 },
             };
             let Some(worker) = hand_over.turns.next(now) else {
@@ -439,7 +443,8 @@ impl Master {
                     .and_then(|shared| shared.hand_over.as_mut())
                 {
                     hand_over.put_back.push_front(connection);
-                    hand_over.turns.answered(worker, false, now);
+                    hand_over.turns.give_back(worker);
+                    hand_over.turns.short(now);
                 }
                 break;
             };
@@ -537,7 +542,7 @@ impl Master {
     pub(crate) fn on_rendezvous(&mut self) {
         while let Some((fd, pid)) = self
             .rendezvous
-            .as_ref()
+            .as_mut()
             .and_then(crate::node::shim::Rendezvous::accept)
         {
             // Anybody may connect to an abstract socket; a script of a worker is its descendant.

@@ -25,6 +25,9 @@ use std::time::{Duration, Instant};
 const VARIABLE: &str = "SPAWNWORK_STATE";
 /// How long the new program may look at the state.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What `--check-state` says when it can go on. Any program can end with 0, an empty file too (a shell
+/// makes a script of it): in our place it would end, and everything with it.
+const ACCEPTED: &str = "state accepted";
 /// The longest state that is read, in bytes.
 const LONGEST: u64 = 256 << 20;
 
@@ -123,7 +126,10 @@ pub fn check(number: RawFd) -> Result<Exit> {
         .ok_or_else(|| Error::usage(format!("--check-state {number}: it is not open")))?;
     let parent = u32::try_from(nix::unistd::getppid().as_raw()).unwrap_or_default();
     Saved::read(&read(&File::from(fd))?, parent)?;
-    Ok(Exit::Ok)
+    Ok(match common::cli::print(ACCEPTED) {
+        true => Exit::Ok,
+        false => Exit::No,
+    })
 }
 
 impl Master {
@@ -204,6 +210,9 @@ impl Master {
         let failure = child.start_failure();
         let why = match (failure, child.reap()) {
             (Some(failure), _) => failure.describe(upgrade.program.as_os_str()),
+            (None, Some(End::Exited(0))) if said != ACCEPTED => {
+                format!("what is installed there is no spawnwork: it said '{said}'")
+            }
             (None, Some(End::Exited(0))) => match self.not_now() {
                 None => match self.become_new_program(upgrade.client, &upgrade.program, now) {
                     Ok(never) => match never {},

@@ -528,7 +528,7 @@ impl Master {
         }
     }
 
-    pub(crate) fn warn_of_somaxconn(&self, address: &str) {
+    pub(crate) fn warn_of_somaxconn(&mut self, address: &str) {
         if let Some(limit) = socket::somaxconn().filter(|limit| *limit < self.plan.backlog) {
             let fields = [
                 ("address", address.to_owned().into()),
@@ -539,10 +539,7 @@ impl Master {
                     "net.core.somaxconn cuts it; raise it with sysctl, or lower --backlog".into(),
                 ),
             ];
-            // Written to the log that exists by now, although the loop does not run yet.
-            if let Some(line) = self.log.line(Level::Warning, events::BACKLOG_CUT, &fields) {
-                let _ = nix::unistd::write(sys::standard(2), &line);
-            }
+            self.say(Level::Warning, events::BACKLOG_CUT, &fields);
         }
     }
 

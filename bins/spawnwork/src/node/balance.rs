@@ -20,6 +20,7 @@ struct Worker {
 pub struct Turns {
     workers: BTreeMap<u64, Worker>,
     last: u64,
+    short_until: Option<Instant>,
 }
 
 impl Turns {
@@ -63,6 +64,13 @@ impl Turns {
         }
     }
 
+    /// Nothing was handed over to it after all.
+    pub fn give_back(&mut self, worker: u64) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.under_way = worker.under_way.saturating_sub(1);
+        }
+    }
+
     /// A worker answered: it took the connection, or refused it.
     pub fn answered(&mut self, worker: u64, accepted: bool, now: Instant) {
         if let Some(worker) = self.workers.get_mut(&worker) {
@@ -71,25 +79,37 @@ impl Turns {
         }
     }
 
-    /// When a full worker may be asked again.
+    /// We have no descriptor for a connection: it stays in the queue of the kernel, which would wake us
+    /// for it without end if we did not look away for a moment.
+    pub fn short(&mut self, now: Instant) {
+        self.short_until = Some(now + FULL);
+    }
+
+    /// When a full worker may be asked again, or we look for connections again.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.workers
             .values()
-            .filter_map(|worker| worker.full_until)
+            .map(|worker| worker.full_until)
+            .chain([self.short_until])
+            .flatten()
             .min()
     }
 
     /// Somebody could take a connection now.
     #[must_use]
     pub fn has_room(&self, now: Instant) -> bool {
-        self.workers.values().any(|worker| {
-            worker.under_way < CREDIT && worker.full_until.is_none_or(|until| until <= now)
-        })
+        let passed = |until: Instant| until <= now;
+        self.short_until.is_none_or(passed)
+            && self
+                .workers
+                .values()
+                .any(|worker| worker.under_way < CREDIT && worker.full_until.is_none_or(passed))
     }
 
     /// Full times that have passed count no longer.
     pub fn expire(&mut self, now: Instant) {
+        self.short_until = self.short_until.filter(|until| *until > now);
         for worker in self.workers.values_mut() {
             worker.full_until = worker.full_until.filter(|until| *until > now);
         }
@@ -132,5 +152,20 @@ mod tests {
         turns.expire(later);
         assert_eq!(turns.deadline(), None);
         assert_eq!(turns.next(later), Some(1));
+    }
+
+    #[test]
+    fn without_descriptors_nobody_has_room_for_a_moment() {
+        let now = Instant::now();
+        let mut turns = Turns::default();
+        turns.join(1);
+        turns.next(now);
+        turns.give_back(1);
+        turns.short(now);
+        assert!(!turns.has_room(now));
+        assert_eq!(turns.deadline(), Some(now + FULL));
+        turns.expire(now + FULL);
+        assert!(turns.has_room(now + FULL));
+        assert_eq!(turns.deadline(), None);
     }
 }

@@ -10,6 +10,7 @@ use nix::sys::socket::{
     listen, socket, sockopt,
 };
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 
@@ -28,6 +29,8 @@ pub struct Rendezvous {
     /// The listening socket.
     pub fd: OwnedFd,
     name: String,
+    /// Given up for a moment when no descriptor is left, so that a script can be turned away.
+    spare: Option<File>,
 }
 
 impl Rendezvous {
@@ -53,13 +56,14 @@ impl Rendezvous {
             Ok(fd)
         };
         let fd = open().doing("open the socket that npm's scripts connect to")?;
-        Ok(Rendezvous { fd, name })
+        Ok(Rendezvous::again(fd, name))
     }
 
     /// The same one, in another program.
     #[must_use]
     pub fn again(fd: OwnedFd, name: String) -> Rendezvous {
-        Rendezvous { fd, name }
+        let spare = common::control::spare();
+        Rendezvous { fd, name, spare }
     }
 
     /// Its abstract name.
@@ -76,9 +80,23 @@ impl Rendezvous {
 
     /// The next shim: its connection, and the pid of the script. `None` when there is no further one.
     #[must_use]
-    pub fn accept(&self) -> Option<(OwnedFd, i32)> {
-        let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC).ok()?;
-        let fd = common::sys::adopt(fd)?;
+    pub fn accept(&mut self) -> Option<(OwnedFd, i32)> {
+        self.spare = self.spare.take().or_else(common::control::spare);
+        let next = || {
+            let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+            common::sys::adopt(fd).ok_or(nix::Error::EBADF)
+        };
+        let fd = match next() {
+            Ok(fd) => fd,
+            Err(nix::Error::EMFILE | nix::Error::ENFILE) => {
+                // Left in the queue it would wake us for ever. Its worker fails, and another one is started.
+                self.spare = None;
+                drop(next());
+                self.spare = common::control::spare();
+                return None;
+            }
+            Err(_) => return None,
+        };
         let peer = getsockopt(&fd, sockopt::PeerCredentials).ok()?;
         Some((fd, peer.pid()))
     }
