@@ -53,7 +53,7 @@ pub struct Found {
     pub disorder: u64,
     /// Files that do not end with a newline.
     pub ragged: u64,
-    /// Lines of ours, about missing ones.
+    /// Event lines, of ours and of spawnwork.
     pub notes: Vec<String>,
     /// A torn line.
     pub example: String,
@@ -96,7 +96,7 @@ pub fn found(files: &[PathBuf], count: u64, length: usize) -> Found {
                 }
                 _ => {
                     let text = String::from_utf8_lossy(line);
-                    if text.contains(" logreopen[") {
+                    if text.contains("Z logreopen[") || text.contains("Z spawnwork[") {
                         found.notes.push(text.into_owned());
                     } else {
                         found.torn += 1;
