@@ -8,7 +8,8 @@
 )]
 
 use kit::http::get;
-use kit::{Dir, Disk, Run, app, eventually, field, free_port};
+use kit::mount::Mounted;
+use kit::{Dir, Run, app, eventually, field, free_port};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -317,7 +318,7 @@ while :; do sleep 1 9>&- & wait $!; done
 // Edge case 20.
 #[test]
 fn a_worker_that_hangs_in_the_kernel_is_replaced_marked_and_not_waited_for() {
-    let (dir, disk) = (Dir::new(), Disk::new(16));
+    let (dir, mut disk) = (Dir::new(), Mounted::ext4());
     let control = dir.path().join("c.sock");
     let ctl = |words: &[&str]| {
         let run = Run::new(SPAWNWORK).args(["--ctl"]).args([&control]);
@@ -362,7 +363,7 @@ fn a_worker_that_hangs_in_the_kernel_is_replaced_marked_and_not_waited_for() {
 // Edge case 20.
 #[test]
 fn the_end_does_not_wait_for_a_worker_that_hangs_in_the_kernel() {
-    let (dir, disk) = (Dir::new(), Disk::new(16));
+    let (dir, mut disk) = (Dir::new(), Mounted::ext4());
     let mut master = Run::new(SPAWNWORK)
         .args(["-n", "2", "--ready", "fd:9", "--stop-timeout", "300ms"])
         .args(["--", "sh", "-c", HANGS, "sh", "stop"])

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::exit::{End, Exit};
 use crate::socket::Address;
 use crate::time::Rate;
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,7 +12,16 @@ use std::time::Duration;
 
 /// Parses the command line, runs, and says what went wrong in one line.
 pub fn main<C: clap::Parser>(tool: &'static str, run: impl FnOnce(C) -> Result<Exit>) -> ExitCode {
-    match C::try_parse() {
+    main_with(tool, std::env::args_os().collect(), run)
+}
+
+/// The same with a command line that was looked at before.
+pub fn main_with<C: clap::Parser>(
+    tool: &'static str,
+    words: Vec<OsString>,
+    run: impl FnOnce(C) -> Result<Exit>,
+) -> ExitCode {
+    match C::try_parse_from(words) {
         Ok(cli) => finish(tool, run(cli)),
         Err(why) if why.use_stderr() => {
             finish(tool, Err(Error::usage(one_line(&why.to_string(), tool))))
@@ -200,6 +210,34 @@ pub fn count(text: &str) -> std::result::Result<u32, String> {
     match text.parse::<u32>() {
         Ok(count) if count > 0 && count <= i32::MAX as u32 => Ok(count),
         _ => Err("a whole number from 1 on would do".to_owned()),
+    }
+}
+
+/// Permissions of a file in octal, as in `0640`.
+///
+/// # Errors
+/// What would do.
+pub fn mode(text: &str) -> std::result::Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!(
+            "'{text}' is no mode; an octal one like 0640 would do"
+        )),
+    }
+}
+
+/// `text`, `json` or `journal`.
+///
+/// # Errors
+/// What would do.
+pub fn log_format(text: &str) -> std::result::Result<crate::event::Format, String> {
+    match text {
+        "text" => Ok(crate::event::Format::Text),
+        "json" => Ok(crate::event::Format::Json),
+        "journal" => Ok(crate::event::Format::Journal),
+        _ => Err(format!(
+            "'{text}' is no format; text, json or journal would do"
+        )),
     }
 }
 

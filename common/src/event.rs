@@ -195,7 +195,7 @@ fn plain(text: &str) -> bool {
 
 /// In double quotes, as JSON escapes, which also serves the text format: no program's output can
 /// forge a line or a field.
-fn quote(line: &mut String, text: &str) {
+pub fn quote(line: &mut String, text: &str) {
     line.push('"');
     for letter in text.chars() {
         match letter {
@@ -233,8 +233,9 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// RFC 3339, UTC, milliseconds.
-fn rfc3339(since_epoch: Duration) -> String {
+/// A time since 1970 as RFC 3339 has it: UTC, milliseconds.
+#[must_use]
+pub fn rfc3339(since_epoch: Duration) -> String {
     let seconds = since_epoch.as_secs();
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Days to a date of the Gregorian calendar, in eras of 400 years that begin on 1 March 0000.

@@ -5,12 +5,15 @@
 //! - an event line -> [`event`]; durations, rates, jitter -> [`time`]
 //! - signals as events, their names, a child's clean state -> [`signal`]; the loop -> [`wait`]
 //! - to start a process, to hold and signal it -> [`child`]; a group that it cannot leave -> [`cgroup`]
-//! - to be asked something while it runs, and to ask -> [`control`]
-//! - whole lines out of pipes -> [`lines`]
+//! - to run a command as its wrapper -> [`wrap`]; a shell command on an event -> [`action`]
+//! - to be asked something while it runs -> [`control`], and to ask -> [`ask`]
+//! - whole lines out of pipes -> [`lines`]; our own stdout and stderr -> [`output`]
 //! - addresses, listening sockets, who holds a port -> [`socket`]; inherited descriptors -> [`fds`]
 //! - users, groups, limits -> [`privs`]; pid files, file identity -> [`file`]
 //! - the kernel, unsafely -> [`sys`], and nowhere else
 
+pub mod action;
+pub mod ask;
 pub mod cgroup;
 pub mod child;
 pub mod cli;
@@ -21,9 +24,11 @@ pub mod exit;
 pub mod fds;
 pub mod file;
 pub mod lines;
+pub mod output;
 pub mod privs;
 pub mod signal;
 pub mod socket;
 pub mod sys;
 pub mod time;
 pub mod wait;
+pub mod wrap;

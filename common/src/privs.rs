@@ -98,6 +98,27 @@ pub fn look_up(spec: &str) -> Result<User> {
     Ok(user)
 }
 
+/// Becomes `user` for good: groups, gid, uid, and no way back. To be called before any other thread
+/// exists. Who is that user already stays as he is.
+///
+/// # Errors
+/// EPERM; or root could be had back.
+pub fn become_user(user: &User) -> Result<()> {
+    let doing = format!("become user '{}'", user.name);
+    let failed = |why: nix::Error| Error::new(&doing, crate::error::describe(&why.into()));
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    if nix::unistd::geteuid().is_root() {
+        let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+        nix::unistd::setgroups(&groups).map_err(failed)?;
+    }
+    nix::unistd::setresgid(gid, gid, gid).map_err(failed)?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(failed)?;
+    if !uid.is_root() && nix::unistd::setuid(Uid::from_raw(0)).is_ok() {
+        return Err(Error::new(&doing, "root can be had back"));
+    }
+    Ok(())
+}
+
 /// `--nofile`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nofile {

@@ -285,7 +285,11 @@ fn child(
         if pipe < 0 {
             return (Step::Descriptors, libc::EMFILE);
         }
-        for (index, (source, _)) in image.descriptors.iter().enumerate() {
+        for (index, (source, target)) in image.descriptors.iter().enumerate() {
+            if source == target {
+                // It stays where it is, however high that is.
+                continue;
+            }
             moved[index] = libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, lowest_free);
             if moved[index] < 0 {
                 return failed(Step::Descriptors, pipe);
@@ -299,7 +303,12 @@ fn child(
             return failed(Step::Descriptors, pipe);
         }
         for (index, (_, target)) in image.descriptors.iter().enumerate() {
-            if libc::dup2(moved[index], *target) < 0 {
+            let placed = if moved[index] < 0 {
+                libc::fcntl(*target, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(moved[index], *target)
+            };
+            if placed < 0 {
                 return failed(Step::Descriptors, pipe);
             }
         }
@@ -537,6 +546,14 @@ pub fn set_on_exec(fd: RawFd, what: OnExec) {
     unsafe { libc::fcntl(fd, libc::F_SETFD, flags) };
 }
 
+/// The number is open and survives execve(2).
+#[must_use]
+pub fn is_kept_on_exec(fd: RawFd) -> bool {
+    // SAFETY: fcntl(2) with integers; a number that is not open is an error, which is a "no".
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
 /// A descriptor number as borrowed, for the three standard ones.
 #[must_use]
 pub fn standard(fd: RawFd) -> BorrowedFd<'static> {
@@ -572,6 +589,49 @@ pub fn die_by(signal: c_int) {
         libc::raise(signal);
         libc::sigprocmask(libc::SIG_UNBLOCK, &only, ptr::null_mut());
     }
+}
+
+/// Keeps large blocks of memory apart, so that each goes back to the kernel when it is freed: the C
+/// library would raise that limit with the first one, and keep what a burst has needed (mallopt(3)). One
+/// arena, so that a thread that frees what another has allocated does not keep it either.
+pub fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt with integers, before any other thread exists.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// renameat2(2) with RENAME_NOREPLACE: what stands at `to` is never overwritten.
+///
+/// # Errors
+/// EEXIST when something stands there; EINVAL where the file system cannot do it.
+pub fn rename_to_free(from: &std::ffi::CStr, to: &std::ffi::CStr) -> io::Result<()> {
+    // SAFETY: two strings that end in NUL and outlive the call, and integers.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::RENAME_NOREPLACE,
+        )
+    };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// F_GETPIPE_SZ: what a pipe has room for, in bytes; `None` when it is no pipe.
+#[must_use]
+pub fn pipe_size(fd: BorrowedFd<'_>) -> Option<usize> {
+    // SAFETY: fcntl without an argument on an open descriptor.
+    let size = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETPIPE_SZ) };
+    usize::try_from(size).ok().filter(|size| *size > 0)
 }
 
 /// F_SETPIPE_SZ; a refusal (pipe-user-pages-soft) leaves the pipe as it is.

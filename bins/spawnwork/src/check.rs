@@ -99,7 +99,7 @@ impl Master {
 
     /// What it says goes where the workers' stderr goes.
     pub(crate) fn on_check_output(&mut self, now: Instant) {
-        let mut buffer = [0u8; 16 << 10];
+        let mut buffer = common::lines::Pool::new(16 << 10, 1);
         let index = self.index_of(Which::Err);
         let (Some(check), Some(output)) = (self.check.as_mut(), self.outputs[index].as_mut())
         else {

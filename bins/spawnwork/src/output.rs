@@ -2,271 +2,14 @@
 //! output is.
 
 use common::child;
-use common::lines::{LastLines, Lines, Pace, batches, each_line};
-use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{Mode, SFlag, fstat};
-use std::collections::VecDeque;
+use common::lines::{LastLines, Pace, Pool, Pump, each_line};
+pub use common::output::{Kind, Output, kind_of, same};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
-/// Up to PIPE_BUF a write into a pipe is not torn (pipe(7)): lines of ours stay whole among those of
-/// the wrappers around us.
-const WHOLE: usize = 4096;
-/// When so much waits for our reader, in bytes, workers wait too.
-const FULL: usize = 1 << 20;
 /// A line longer than this is passed on in pieces, in bytes.
 const LONGEST: usize = 2 << 20;
-
-/// What one of our own descriptors leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A terminal.
-    Terminal,
-    /// A regular file.
-    File,
-    /// The journal, or another socket.
-    Socket,
-    /// A pipe, /dev/null, and all else.
-    Other,
-}
-
-/// Looks at descriptor `fd`.
-#[must_use]
-pub fn kind_of(fd: BorrowedFd<'_>) -> Kind {
-    let Ok(stat) = fstat(fd) else {
-        return Kind::Other;
-    };
-    match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
-        SFlag::S_IFREG => Kind::File,
-        SFlag::S_IFSOCK => Kind::Socket,
-        SFlag::S_IFCHR if nix::unistd::isatty(fd).unwrap_or(false) => Kind::Terminal,
-        _ => Kind::Other,
-    }
-}
-
-/// Descriptors 1 and 2 are one and the same (`2>&1`): then they must be one output, or a long line of
-/// one would end up within a long line of the other.
-#[must_use]
-pub fn same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
-    match (fstat(one), fstat(other)) {
-        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
-        _ => false,
-    }
-}
-
-#[derive(Debug)]
-enum Writer {
-    /// Our own open file description of it: O_NONBLOCK on the inherited one would hit everybody who
-    /// shares it.
-    Own(OwnedFd),
-    /// A socket, with MSG_DONTWAIT.
-    Socket(BorrowedFd<'static>),
-    /// A regular file, which never says "not now".
-    File(BorrowedFd<'static>),
-    /// What cannot be opened again: asked for room before each write.
-    Asked(BorrowedFd<'static>),
-    /// The reader is gone.
-    Gone,
-}
-
-/// One of our own outputs, with what waits for its reader.
-#[derive(Debug)]
-pub struct Output {
-    writer: Writer,
-    queue: VecDeque<Vec<u8>>,
-    sent: usize,
-    queued: usize,
-    lost: u64,
-}
-
-impl Output {
-    /// The output on descriptor `fd` (1 or 2).
-    #[must_use]
-    pub fn open(fd: i32) -> Output {
-        let standard = common::sys::standard(fd);
-        let writer = match kind_of(standard) {
-            Kind::File => Writer::File(standard),
-            Kind::Socket => Writer::Socket(standard),
-            Kind::Terminal | Kind::Other => {
-                let flags =
-                    OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-                match nix::fcntl::open(format!("/proc/self/fd/{fd}").as_str(), flags, Mode::empty())
-                {
-                    Ok(own) => Writer::Own(own),
-                    Err(_) => Writer::Asked(standard),
-                }
-            }
-        };
-        Output {
-            writer,
-            queue: VecDeque::new(),
-            sent: 0,
-            queued: 0,
-            lost: 0,
-        }
-    }
-
-    /// More may come.
-    #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.queued < FULL
-    }
-
-    /// Something waits for the reader.
-    #[must_use]
-    pub fn wants_to_write(&self) -> bool {
-        !self.queue.is_empty()
-    }
-
-    /// The descriptor to wait for; a regular file needs no waiting.
-    #[must_use]
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match &self.writer {
-            Writer::Own(fd) => Some(fd.as_fd()),
-            Writer::Socket(fd) | Writer::Asked(fd) => Some(*fd),
-            Writer::File(_) | Writer::Gone => None,
-        }
-    }
-
-    /// What waits for the reader.
-    #[must_use]
-    pub fn waiting(&self) -> Vec<u8> {
-        let all: Vec<u8> = self.queue.iter().flatten().copied().collect();
-        all[self.sent.min(all.len())..].to_vec()
-    }
-
-    /// Lines that could not be passed on since the last call.
-    pub fn take_lost(&mut self) -> u64 {
-        std::mem::take(&mut self.lost)
-    }
-
-    /// Passes whole lines on, or keeps them until their reader takes them.
-    pub fn write(&mut self, run: &[u8]) {
-        if matches!(self.writer, Writer::Gone) {
-            self.lost += lines_in(run);
-            return;
-        }
-        let mut done = 0;
-        if self.queue.is_empty() {
-            done = self.write_now(run);
-        }
-        if done < run.len() && !matches!(self.writer, Writer::Gone) {
-            self.queued += run.len() - done;
-            self.queue.push_back(run[done..].to_vec());
-        }
-    }
-
-    /// A line that is dropped rather than kept when too much waits already.
-    pub fn write_or_drop(&mut self, line: &[u8]) {
-        if self.queued < FULL + (64 << 10) {
-            self.write(line)
-        } else {
-            self.lost += 1
-        }
-    }
-
-    /// Writes what goes without waiting.
-    pub fn flush(&mut self) {
-        while let Some(front) = self.queue.pop_front() {
-            let done = self.write_now(&front[self.sent..]);
-            self.queued -= done.min(self.queued);
-            self.sent += done;
-            if matches!(self.writer, Writer::Gone) {
-                self.lost += lines_in(&front[self.sent.min(front.len())..]);
-                self.lost += self.queue.drain(..).map(|run| lines_in(&run)).sum::<u64>();
-                self.queued = 0;
-                self.sent = 0;
-                return;
-            }
-            if self.sent < front.len() {
-                self.queue.push_front(front);
-                return;
-            }
-            self.sent = 0;
-        }
-    }
-
-    /// At the end: gives a slow reader up to `patience`, and what it does not take by then is lost.
-    pub fn finish(&mut self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        loop {
-            self.flush();
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Some(fd) = self.descriptor() else { return };
-            if self.queue.is_empty() || left.is_zero() {
-                return;
-            }
-            let timeout =
-                PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
-            let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], timeout);
-        }
-    }
-
-    /// How many bytes of `run` went.
-    fn write_now(&mut self, run: &[u8]) -> usize {
-        let limit = if matches!(self.writer, Writer::File(_)) {
-            usize::MAX
-        } else {
-            WHOLE
-        };
-        let mut done = 0;
-        for batch in batches(run, limit) {
-            let mut sent = 0;
-            while sent < batch.len() {
-                match self.write_once(&batch[sent..]) {
-                    Ok(count) => sent += count,
-                    Err(nix::Error::EINTR) => {}
-                    Err(nix::Error::EAGAIN) => return done + sent,
-                    Err(
-                        nix::Error::EPIPE
-                        | nix::Error::ECONNRESET
-                        | nix::Error::EIO
-                        | nix::Error::EBADF,
-                    ) => {
-                        self.writer = Writer::Gone;
-                        self.lost += lines_in(&run[done + sent..]);
-                        return done + sent;
-                    }
-                    Err(_) => {
-                        // ENOSPC and its like: this batch is lost, the next may go again.
-                        self.lost += lines_in(&batch[sent..]);
-                        sent = batch.len();
-                    }
-                }
-            }
-            done += batch.len();
-        }
-        done
-    }
-
-    fn write_once(&self, bytes: &[u8]) -> nix::Result<usize> {
-        match &self.writer {
-            Writer::Own(fd) => nix::unistd::write(fd, bytes),
-            Writer::File(fd) => nix::unistd::write(fd, bytes),
-            Writer::Socket(fd) => {
-                let flags = nix::sys::socket::MsgFlags::MSG_DONTWAIT
-                    | nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
-                nix::sys::socket::send(fd.as_raw_fd(), bytes, flags)
-            }
-            Writer::Asked(fd) => {
-                let mut asked = [PollFd::new(*fd, PollFlags::POLLOUT)];
-                match poll(&mut asked, PollTimeout::ZERO) {
-                    Ok(0) => Err(nix::Error::EAGAIN),
-                    // A pipe that can be written takes PIPE_BUF bytes without blocking.
-                    Ok(_) => nix::unistd::write(fd, &bytes[..bytes.len().min(WHOLE)]),
-                    Err(why) => Err(why),
-                }
-            }
-            Writer::Gone => Err(nix::Error::EPIPE),
-        }
-    }
-}
-
-fn lines_in(run: &[u8]) -> u64 {
-    run.iter().filter(|byte| **byte == b'\n').count() as u64
-}
 
 /// Which of our outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -281,10 +24,9 @@ pub enum Which {
 #[derive(Debug)]
 pub struct Stream {
     fd: OwnedFd,
-    lines: Lines,
+    pump: Pump,
     pace: Pace,
     prefix: Vec<u8>,
-    quiet: bool,
     /// Where it goes.
     pub which: Which,
     /// Whose it is.
@@ -319,14 +61,11 @@ impl Stream {
     /// One that was begun by the program before us: `tail` is a line whose end has not come.
     #[must_use]
     pub fn again(fd: OwnedFd, which: Which, worker: u64, tail: &[u8]) -> Stream {
-        let mut lines = Lines::new(LONGEST);
-        lines.push(tail, &mut |_| {});
         Stream {
             fd,
-            lines,
+            pump: Pump::again(LONGEST, tail),
             pace: Pace::new(),
             prefix: Vec::new(),
-            quiet: true,
             which,
             worker,
             last: false,
@@ -337,7 +76,7 @@ impl Stream {
     /// The line whose end has not come.
     #[must_use]
     pub fn tail(&self) -> &[u8] {
-        self.lines.tail()
+        self.pump.tail()
     }
 
     /// What stands before each line: known when the worker's pid is.
@@ -348,49 +87,49 @@ impl Stream {
     /// Reads once and passes whole lines on; those of stderr are remembered for the report too.
     pub fn pump(
         &mut self,
-        buffer: &mut [u8],
+        pool: &mut Pool,
         output: &mut Output,
-        last: Option<&mut LastLines>,
+        mut last: Option<&mut LastLines>,
         now: Instant,
     ) -> Readout {
-        let count = loop {
-            match nix::unistd::read(&self.fd, buffer) {
-                Ok(count) => break count,
-                Err(nix::Error::EINTR) => {}
-                Err(nix::Error::EAGAIN) => {
-                    self.quiet = true;
-                    return Readout::Empty;
-                }
-                Err(_) => break 0,
-            }
-        };
-        if count == 0 {
-            self.finish(output, last);
-            return Readout::End;
+        let (fd, prefix) = (&self.fd, &self.prefix);
+        let mut emptied = false;
+        let mut given_back = None;
+        let got = self.pump.fill(
+            pool,
+            &mut |room| {
+                let got = nix::unistd::read(fd, room);
+                emptied = got.is_ok_and(|count| count < room.len());
+                got
+            },
+            &mut |run| {
+                pass_on(run.buffer.filled(), prefix, output, last.as_deref_mut());
+                given_back = Some(run.buffer);
+            },
+        );
+        if let Some(buffer) = given_back {
+            pool.give(buffer);
         }
-        let prefix = &self.prefix;
-        let mut last = last;
-        self.lines.push(&buffer[..count], &mut |run| {
-            pass_on(run, prefix, output, last.as_deref_mut())
-        });
-        let emptied = count < buffer.len();
-        self.pause = self
-            .pace
-            .after_read(count, buffer.len(), emptied, self.quiet)
-            .map(|pause| now + pause);
-        self.quiet = false;
-        if emptied {
-            Readout::Empty
-        } else {
-            Readout::More
+        match got {
+            Err(nix::Error::EAGAIN) => Readout::Empty,
+            Ok(0) | Err(_) => {
+                self.finish(output, last);
+                Readout::End
+            }
+            Ok(_) if !emptied => Readout::More,
+            Ok(count) => {
+                let pause = self.pace.after(count, pool.size(), now);
+                self.pause = pause.map(|pause| now + pause);
+                Readout::Empty
+            }
         }
     }
 
     /// The end: what stands without a newline is passed on with one.
-    pub fn finish(&mut self, output: &mut Output, mut last: Option<&mut LastLines>) {
-        let prefix = &self.prefix;
-        self.lines
-            .finish(&mut |run| pass_on(run, prefix, output, last.as_deref_mut()));
+    pub fn finish(&mut self, output: &mut Output, last: Option<&mut LastLines>) {
+        if let Some(run) = self.pump.finish() {
+            pass_on(run.buffer.filled(), &self.prefix, output, last);
+        }
     }
 }
 

@@ -69,7 +69,9 @@ impl Order {
     /// Wrong usage (2), or something that this machine cannot give (125).
     pub fn make(cli: Cli) -> Result<Order> {
         match cli.ctl {
-            Some(path) => Question::new(path, &cli.command, cli.timeout).map(Order::Ask),
+            Some(path) => {
+                Question::new(path, &cli.command, cli.timeout, crate::ask::REQUESTS).map(Order::Ask)
+            }
             None if cli.timeout.is_some() => {
                 Err(Error::usage("--timeout is for the answer to --ctl"))
             }

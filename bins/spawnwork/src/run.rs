@@ -847,7 +847,7 @@ impl Master {
 
     /// Reads a stream until it is empty for now, or our own output is full.
     pub(crate) fn on_stream(&mut self, id: u64, now: Instant) {
-        let mut buffer = [0u8; 64 << 10];
+        let mut buffer = common::lines::Pool::new(64 << 10, 1);
         // A bounded turn: other workers, and signals, have theirs.
         for _ in 0..16 {
             let Some(stream) = self.streams.get_mut(&id) else {

@@ -6,7 +6,8 @@
 //! | one request | [`http`] |
 //! | many requests, each failure counted by its kind | [`load`] |
 //! | a temporary directory | [`dir`] |
-//! | a disk that hangs | [`disk`] |
+//! | a file system that fills up, freezes or becomes read-only | [`mount`] |
+//! | numbered lines, and what of them arrived | [`logs`] |
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -15,13 +16,13 @@
 )]
 
 pub mod dir;
-pub mod disk;
 pub mod http;
 pub mod load;
+pub mod logs;
+pub mod mount;
 pub mod run;
 
 pub use dir::Dir;
-pub use disk::Disk;
 pub use run::{Finished, Run, Running, field};
 
 use std::path::{Path, PathBuf};
@@ -40,6 +41,26 @@ pub fn root() -> PathBuf {
 #[must_use]
 pub fn app(name: &str) -> PathBuf {
     root().join("tests/apps").canonicalize().unwrap().join(name)
+}
+
+/// Another program of the workspace than the one whose tests run, beside it: built when it is missing or
+/// older than its source.
+#[must_use]
+pub fn sibling(own: &str, name: &str) -> PathBuf {
+    let path = Path::new(own).with_file_name(name);
+    let release = path.components().any(|part| part.as_os_str() == "release");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = std::process::Command::new(cargo);
+    build
+        .args(["build", "--quiet", "--package", name, "--bin", name])
+        .current_dir(root());
+    if release {
+        build.arg("--release");
+    }
+    let built = build.output().unwrap();
+    let said = String::from_utf8_lossy(&built.stderr).into_owned();
+    assert!(built.status.success() && path.exists(), "{name}: {said}");
+    path
 }
 
 /// Where `tests/setup.sh` puts what comes from npm.

@@ -19,7 +19,9 @@ pub struct Run {
     args: Vec<OsString>,
     env: BTreeMap<OsString, OsString>,
     dir: Option<PathBuf>,
+    stdin: Option<Stdio>,
     out: Option<Stdio>,
+    err: Option<Stdio>,
 }
 
 impl Run {
@@ -30,7 +32,9 @@ impl Run {
             args: Vec::new(),
             env: BTreeMap::new(),
             dir: None,
+            stdin: None,
             out: None,
+            err: None,
         }
     }
 
@@ -70,15 +74,32 @@ impl Run {
         self
     }
 
+    /// Another standard error than the pipe that [`Running::err`] reads.
+    #[must_use]
+    pub fn stderr(mut self, err: impl Into<Stdio>) -> Run {
+        self.err = Some(err.into());
+        self
+    }
+
+    /// Another standard input than /dev/null.
+    #[must_use]
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Run {
+        self.stdin = Some(stdin.into());
+        self
+    }
+
     /// Starts it.
     #[must_use]
     pub fn start(self) -> Running {
         let mut command = Command::new(&self.program);
-        command.args(&self.args).stdin(Stdio::null());
+        command
+            .args(&self.args)
+            .stdin(self.stdin.unwrap_or_else(Stdio::null));
         // What the tests themselves were started with is none of its business.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if name.starts_with("SPAWNWORK_")
+                || name.starts_with("LOGREOPEN_")
                 || name.starts_with("LISTEN_")
                 || name.starts_with("npm_")
                 || ["WEB_CONCURRENCY", "NODE_OPTIONS", "NOTIFY_SOCKET"].contains(&&*name)
@@ -92,7 +113,7 @@ impl Run {
         }
         command.stdout(self.out.unwrap_or_else(Stdio::piped));
         let mut child = command
-            .stderr(Stdio::piped())
+            .stderr(self.err.unwrap_or_else(Stdio::piped))
             .spawn()
             .unwrap_or_else(|why| panic!("start {}: {why}", self.program.display_lossy()));
         let out = Collected::of(child.stdout.take());

@@ -1,0 +1,1190 @@
+//! The loop: what happened in, what is done about it out. It never touches a file.
+
+use crate::control::{self, Request, Row};
+use crate::cut::{Cut, PATIENCE};
+use crate::events;
+use crate::plan::Plan;
+use crate::queue::Room;
+use crate::stream::{SHOWN, Stream, Turn};
+use crate::tell::{Voice, gap_fields, speaker};
+use crate::writer::{Reopened, Report, Shared};
+use common::action::Action;
+use common::control::{Reply, Server};
+use common::error::{Result, describe};
+use common::event::{Level, Log, Value};
+use common::exit::{End, Exit};
+use common::file::PidFile;
+use common::lines::{Buffer, Pool, Run, count};
+use common::output::Output as Own;
+use common::signal::{Received, Signals};
+use common::wait::{Interest, Loop, Wake};
+use common::wrap::{self, Wrapped};
+use nix::sys::inotify::Inotify;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+pub(crate) const SIGNALS: u64 = 0;
+pub(crate) const COMMAND: u64 = 1;
+pub(crate) const DOOR: u64 = 2;
+pub(crate) const INOTIFY: u64 = 3;
+const ACTION: u64 = 4;
+const OWN: u64 = 10;
+pub(crate) const STREAM: u64 = 20;
+pub(crate) const WRITER: u64 = 30;
+/// Tokens of clients begin here.
+pub(crate) const CLIENT: u64 = 1 << 32;
+
+/// Reads of one stream in a turn: the other one, and signals, have theirs.
+const TURN: usize = 4;
+/// Buffers that are kept between reads.
+const SPARE: usize = 4;
+/// After so much silence no memory is kept.
+const IDLE: Duration = Duration::from_secs(1);
+/// A pipe that a grandchild still holds when the command has ended: so much silence is its end ...
+const QUIET: Duration = Duration::from_millis(200);
+/// ... or so long in all.
+const LINGER: Duration = Duration::from_secs(5);
+/// For the last words on a stderr that nobody reads, and for clients.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// A file, as the loop knows it.
+#[derive(Debug)]
+pub(crate) struct Output {
+    shared: Arc<Shared>,
+    /// `None`: one of our own descriptors that leads to a file.
+    path: Option<PathBuf>,
+    cut: Cut,
+    /// It is to be rotated rather than reopened.
+    rotate: bool,
+    /// The newest request.
+    request: u64,
+    /// The stream whose line was handed on in part, and when that last went on.
+    inside: Option<(usize, Instant)>,
+    failing: bool,
+    ended: bool,
+}
+
+impl Output {
+    pub(crate) fn new(shared: Arc<Shared>, path: Option<PathBuf>) -> Output {
+        Output {
+            shared,
+            path,
+            cut: Cut::default(),
+            rotate: false,
+            request: 0,
+            inside: None,
+            failing: false,
+            ended: false,
+        }
+    }
+
+    fn name(&self) -> String {
+        match &self.path {
+            Some(path) => path.to_string_lossy().into_owned(),
+            None => "-".to_owned(),
+        }
+    }
+}
+
+/// A client that waits for what it has asked.
+#[derive(Debug)]
+struct Asker {
+    client: u64,
+    /// Outputs, with the request that must be done.
+    open: Vec<(usize, u64)>,
+    said: Vec<String>,
+    failed: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The command has ended; what is in the pipes is read.
+    Lingering {
+        until: Instant,
+        quiet: Instant,
+    },
+    /// All is read; the writers finish, until then.
+    Closing(Instant),
+    Over,
+}
+
+/// What a loop begins with.
+pub(crate) struct Base {
+    pub(crate) plan: Plan,
+    pub(crate) log: Log,
+    pub(crate) events: Loop,
+    pub(crate) signals: Signals,
+    pub(crate) inotify: Option<Arc<Inotify>>,
+    pub(crate) outputs: Vec<Output>,
+    pub(crate) files: usize,
+    pub(crate) own: [Option<Own>; 2],
+    pub(crate) own_writers: [Option<usize>; 2],
+    pub(crate) one: bool,
+    pub(crate) voice: Voice,
+    pub(crate) server: Option<Server>,
+    pub(crate) pid_file: Option<PidFile>,
+}
+
+/// The program while it pumps.
+pub(crate) struct Pumping {
+    pub(crate) plan: Plan,
+    log: Log,
+    pub(crate) events: Loop,
+    signals: Signals,
+    inotify: Option<Arc<Inotify>>,
+    outputs: Vec<Output>,
+    /// So many of them are files that were named; the others are our own descriptors.
+    files: usize,
+    pub(crate) streams: Vec<Stream>,
+    own: [Option<Own>; 2],
+    own_writers: [Option<usize>; 2],
+    own_armed: [bool; 2],
+    /// stdout and stderr lead to the same place.
+    pub(crate) one: bool,
+    pub(crate) voice: Voice,
+    pub(crate) wrapped: Option<Wrapped>,
+    pub(crate) small_pipes: Vec<usize>,
+    server: Option<Server>,
+    _pid_file: Option<PidFile>,
+    askers: Vec<Asker>,
+    action: Option<(Action, usize)>,
+    actions: VecDeque<(usize, PathBuf)>,
+    pool: Pool,
+    idle_at: Option<Instant>,
+    phase: Phase,
+    end: Option<End>,
+    asked_to_end: u32,
+    end_signal: Option<i32>,
+    lost: bool,
+    tee_lost: u64,
+}
+
+/// Pumps until the command ends, or the input does.
+///
+/// # Errors
+/// A file cannot be opened, the socket or pid file not be made, the command not be started.
+pub fn run(plan: Plan) -> Result<Exit> {
+    let mut pumping = crate::start::start(plan)?;
+    let exit = pumping.serve()?;
+    // The socket and the pid file go with it.
+    drop(pumping);
+    wrap::end_by_signal(exit);
+    Ok(exit)
+}
+
+impl Pumping {
+    pub(crate) fn new(base: Base) -> Pumping {
+        Pumping {
+            plan: base.plan,
+            log: base.log,
+            events: base.events,
+            signals: base.signals,
+            inotify: base.inotify,
+            outputs: base.outputs,
+            files: base.files,
+            streams: Vec::new(),
+            own: base.own,
+            own_writers: base.own_writers,
+            own_armed: [false; 2],
+            one: base.one,
+            voice: base.voice,
+            wrapped: None,
+            small_pipes: Vec::new(),
+            server: base.server,
+            _pid_file: base.pid_file,
+            askers: Vec::new(),
+            action: None,
+            actions: VecDeque::new(),
+            pool: Pool::new(crate::stream::LONGEST, SPARE),
+            idle_at: None,
+            phase: Phase::Running,
+            end: None,
+            asked_to_end: 0,
+            end_signal: None,
+            lost: false,
+            tee_lost: 0,
+        }
+    }
+
+    /// The loop, to its end.
+    fn serve(&mut self) -> Result<Exit> {
+        let mut wakes = Vec::new();
+        while self.phase != Phase::Over {
+            let deadline = self.deadline();
+            self.events.wait(deadline, &mut wakes)?;
+            let now = Instant::now();
+            for wake in &wakes {
+                self.on_wake(*wake, now);
+            }
+            self.on_time(now);
+        }
+        Ok(self.finish())
+    }
+
+    fn on_wake(&mut self, wake: Wake, now: Instant) {
+        match wake.token {
+            SIGNALS => {
+                while let Some(received) = self.signals.next() {
+                    self.on_signal(received, now);
+                }
+            }
+            COMMAND => self.on_command_end(now),
+            DOOR => {
+                if let Some(server) = &mut self.server {
+                    server.accept(&self.events, now);
+                }
+            }
+            INOTIFY => self.on_inotify(),
+            ACTION => self.on_action_end(),
+            token if token >= CLIENT => self.on_client(token - CLIENT, wake, now),
+            token if token >= WRITER => self.on_reports((token - WRITER) as usize, now),
+            token if token >= STREAM => self.on_stream((token - STREAM) as usize, now),
+            token if token >= OWN => self.flush_own((token - OWN) as usize),
+            _ => {}
+        }
+    }
+
+    // ---- time ----
+
+    fn deadline(&self) -> Option<Instant> {
+        let mut all: Vec<Instant> = Vec::with_capacity(8);
+        for stream in self.streams.iter().filter(|stream| !stream.ended) {
+            all.extend(stream.pause);
+            all.extend(stream.held.flatten());
+            all.extend(stream.show);
+            if stream.always && stream.held.is_none() {
+                all.push(Instant::now());
+            }
+        }
+        all.extend(
+            self.outputs
+                .iter()
+                .filter_map(|output| output.cut.deadline()),
+        );
+        all.extend(self.idle_at);
+        all.extend(self.server.as_ref().and_then(Server::deadline));
+        all.extend(self.action.as_ref().map(|(action, _)| action.deadline()));
+        match self.phase {
+            Phase::Lingering { until, quiet } => all.push(until.min(quiet)),
+            Phase::Closing(until) => all.push(until),
+            Phase::Running | Phase::Over => {}
+        }
+        all.into_iter().min()
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        for index in 0..self.streams.len() {
+            let stream = &self.streams[index];
+            if stream.ended {
+                continue;
+            }
+            let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            let read = due(stream.pause)
+                || due(stream.held.flatten())
+                || (stream.always && stream.held.is_none());
+            if read {
+                self.on_stream(index, now);
+            }
+            if due(self.streams[index].show) {
+                self.show(index, now);
+            }
+        }
+        for index in 0..self.outputs.len() {
+            self.cut_if_due(index, now);
+        }
+        if let Some(server) = &mut self.server {
+            server.expire(&self.events, now);
+        }
+        if let Some((action, _)) = &mut self.action {
+            action.expire(now);
+        }
+        if self.idle_at.is_some_and(|at| at <= now) {
+            self.idle_at = None;
+            self.pool.empty();
+            for output in &self.outputs {
+                output.shared.lock().spare = Vec::new();
+            }
+        }
+        match self.phase {
+            Phase::Lingering { until, quiet } if now >= until.min(quiet) => {
+                for index in 0..self.streams.len() {
+                    self.end_stream(index, now);
+                }
+            }
+            Phase::Closing(until) if now >= until => self.give_up(),
+            Phase::Running | Phase::Lingering { .. } | Phase::Closing(_) | Phase::Over => {}
+        }
+        self.go_on(now);
+    }
+
+    /// What follows when all streams have ended, and then when all is written.
+    fn go_on(&mut self, now: Instant) {
+        let read = self.streams.iter().all(|stream| stream.ended);
+        let command_gone = self.wrapped.is_none() || self.end.is_some();
+        if matches!(self.phase, Phase::Running | Phase::Lingering { .. }) && read && command_gone {
+            self.phase = Phase::Closing(now + self.plan.drain_timeout);
+            if let Some(end) = self.end {
+                self.say(
+                    Level::Info,
+                    events::COMMAND_EXITED,
+                    &[("status", end.into())],
+                    None,
+                );
+            }
+            for index in 0..self.files {
+                // A file that is to be changed at the end of a line has got there.
+                self.cut_now(index, now);
+                let output = &self.outputs[index];
+                let mut inner = output.shared.lock();
+                inner.queue.close();
+                inner.end = true;
+                output.shared.wake(inner);
+            }
+        }
+        if let Phase::Closing(_) = self.phase {
+            let written = self.outputs[..self.files].iter().all(|output| output.ended);
+            if written && self.action.is_none() && self.actions.is_empty() {
+                self.phase = Phase::Over;
+            }
+        }
+    }
+
+    // ---- signals, the command ----
+
+    fn on_signal(&mut self, received: Received, now: Instant) {
+        match received.signal {
+            libc_signal::HUP => self.reopen_all(None, now),
+            libc_signal::CHLD => {
+                // As process 1 of a container we get everybody's orphans.
+                let own = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
+                let action = self.action.as_ref().map(|(action, _)| action.pid());
+                while let Some(pid) = common::child::next_ended() {
+                    if Some(pid) == own || Some(pid) == action {
+                        break;
+                    }
+                    common::child::reap_stranger(pid);
+                }
+            }
+            signal => match &self.wrapped {
+                Some(wrapped) => wrapped.forward(received),
+                None if matches!(signal, libc_signal::TERM | libc_signal::INT) => {
+                    // The program before us in the pipe may have last words: the end is the end of
+                    // input, unless somebody insists.
+                    self.asked_to_end += 1;
+                    if self.asked_to_end > 1 {
+                        self.end_signal = Some(signal);
+                        for index in 0..self.streams.len() {
+                            self.end_stream(index, now);
+                        }
+                    }
+                }
+                None if signal == libc_signal::QUIT => {
+                    self.end_signal = Some(signal);
+                    for index in 0..self.streams.len() {
+                        self.end_stream(index, now);
+                    }
+                }
+                None => {}
+            },
+        }
+    }
+
+    fn on_command_end(&mut self, now: Instant) {
+        let Some(wrapped) = &self.wrapped else {
+            return;
+        };
+        let Some(end) = wrapped.ended() else {
+            return;
+        };
+        self.events.remove(wrapped.child());
+        self.end = Some(end);
+        self.phase = Phase::Lingering {
+            until: now + LINGER,
+            quiet: now + QUIET,
+        };
+        for index in 0..self.streams.len() {
+            self.on_stream(index, now);
+        }
+    }
+
+    pub(crate) fn say_started(&mut self) {
+        let sizes: Vec<usize> = std::mem::take(&mut self.small_pipes);
+        for size in sizes {
+            self.say(
+                Level::Debug,
+                events::PIPE_SMALL,
+                &[("size", size.into())],
+                None,
+            );
+        }
+        if let Some(wrapped) = &self.wrapped {
+            let fields = [
+                ("pid", wrapped.child().pid().into()),
+                (
+                    "command",
+                    wrapped.program().to_string_lossy().into_owned().into(),
+                ),
+            ];
+            self.say(Level::Info, events::COMMAND_STARTED, &fields, None);
+        }
+    }
+
+    // ---- lines ----
+
+    /// Reads a stream until it is empty for now, or has had its turn.
+    fn on_stream(&mut self, index: usize, now: Instant) {
+        let mut total = 0;
+        for _ in 0..TURN {
+            if self.streams[index].ended || !self.has_room(index, now) {
+                break;
+            }
+            let mut run = None;
+            let stream = &mut self.streams[index];
+            stream.pause = None;
+            let turn = stream.read(&mut self.pool, &mut |whole| run = Some(whole));
+            if let Some(run) = run {
+                self.deliver(index, run, now);
+            }
+            match turn {
+                Turn::More(got) => total += got,
+                Turn::Empty(got) => {
+                    total += got;
+                    self.streams[index].emptied(total, now);
+                    break;
+                }
+                Turn::End => {
+                    self.end_stream(index, now);
+                    break;
+                }
+            }
+        }
+        if total > 0 {
+            let output = self.streams[index].output;
+            // Where two streams meet, the beginning of a line would keep the other one waiting.
+            let alone = self
+                .streams
+                .iter()
+                .filter(|other| other.output == output)
+                .count()
+                == 1;
+            let stream = &mut self.streams[index];
+            stream.show = (alone && !stream.pump.tail().is_empty()).then(|| now + SHOWN);
+            self.idle_at = Some(now + IDLE);
+            if let Phase::Lingering { until, .. } = self.phase {
+                self.phase = Phase::Lingering {
+                    until,
+                    quiet: now + QUIET,
+                };
+            }
+            if self.outputs[output].cut.is_wanted() {
+                // Its newline is waited for.
+                self.streams[index].pause = None;
+                self.cut_if_due(output, now);
+            }
+        }
+        self.arm(index);
+    }
+
+    /// The output takes more, and no other stream is in the middle of a line there.
+    fn has_room(&mut self, index: usize, now: Instant) -> bool {
+        let stream = &self.streams[index];
+        let output = &mut self.outputs[stream.output];
+        if let Some((other, since)) = output.inside {
+            if other != index {
+                let limit = since + PATIENCE;
+                if now < limit {
+                    self.streams[index].held = Some(Some(limit));
+                    return false;
+                }
+                let output = stream.output;
+                self.break_line(output, now);
+            }
+        }
+        let stream = &mut self.streams[index];
+        let mut inner = self.outputs[stream.output].shared.lock();
+        let room = inner.queue.room(now);
+        stream.held = match room {
+            Room::Yes => None,
+            Room::Later(then) => Some(Some(then)),
+            Room::No => Some(None),
+        };
+        inner.tell |= room != Room::Yes;
+        room == Room::Yes
+    }
+
+    /// A run of a stream goes to its file, and to our own output if it is to.
+    fn deliver(&mut self, index: usize, run: Run, now: Instant) {
+        let wall = SystemTime::now();
+        let output = self.streams[index].output;
+        let ends_line = run.ends || run.buffer.filled().contains(&b'\n');
+        match &self.plan.head {
+            None => self.hand_over(index, run, wall, now),
+            Some(head) => {
+                let mut runs = Vec::new();
+                head.put(run, wall, &mut self.pool, &mut |run| runs.push(run));
+                for run in runs {
+                    self.hand_over(index, run, wall, now);
+                }
+            }
+        }
+        if ends_line {
+            self.outputs[output].cut.line_ended(index);
+        }
+    }
+
+    fn hand_over(&mut self, index: usize, run: Run, wall: SystemTime, now: Instant) {
+        let stream = &self.streams[index];
+        let (output, number) = (stream.output, stream.number);
+        if let Some(own) = stream.tee {
+            self.tee(own, run.buffer.filled(), wall);
+        }
+        self.outputs[output].inside = (!run.ends).then_some((index, now));
+        let shared = Arc::clone(&self.outputs[output].shared);
+        let mut inner = shared.lock();
+        let free = inner.queue.offer(run, number, wall);
+        let spare = std::mem::take(&mut inner.spare);
+        shared.wake(inner);
+        for buffer in free.into_iter().chain(spare) {
+            self.pool.give(buffer);
+        }
+    }
+
+    fn tee(&mut self, own: usize, bytes: &[u8], wall: SystemTime) {
+        if let Some(writer) = self.own_writers[own] {
+            self.queue_line(writer, bytes, wall);
+        } else if let Some(output) = &mut self.own[own] {
+            if output.has_room() {
+                output.write(bytes);
+                self.tee_lost += output.take_lost();
+            } else {
+                self.tee_lost += count(bytes);
+            }
+            self.arm_own(own);
+        }
+    }
+
+    /// Bytes of our own into an output's queue.
+    fn queue_line(&mut self, output: usize, bytes: &[u8], wall: SystemTime) {
+        // A line that was handed on in part is not to be glued to ours.
+        if self.outputs[output].inside.is_some() && self.outputs[output].path.is_some() {
+            return;
+        }
+        let shared = Arc::clone(&self.outputs[output].shared);
+        let mut inner = shared.lock();
+        let run = Run {
+            buffer: Buffer::from(bytes),
+            starts: true,
+            ends: bytes.ends_with(b"\n"),
+        };
+        // 1: the second of two sources at most, none of which is in a line that was dropped in part by us.
+        let _ = inner.queue.offer(run, 1, wall);
+        shared.wake(inner);
+    }
+
+    /// The beginning of a line goes to the file without its end.
+    fn show(&mut self, index: usize, now: Instant) {
+        self.streams[index].show = None;
+        if let Some(run) = self.streams[index].pump.flush() {
+            self.deliver(index, run, now);
+        }
+    }
+
+    fn end_stream(&mut self, index: usize, now: Instant) {
+        let stream = &mut self.streams[index];
+        if stream.ended {
+            return;
+        }
+        if !stream.always {
+            self.events.remove(&*stream);
+        }
+        stream.show = None;
+        stream.pause = None;
+        stream.held = None;
+        let rest = stream.pump.finish();
+        if let Some(run) = rest {
+            self.deliver(index, run, now);
+        }
+        let stream = &mut self.streams[index];
+        stream.ended = true;
+        let output = stream.output;
+        self.outputs[output].cut.line_ended(index);
+        self.cut_if_due(output, now);
+    }
+
+    fn arm(&self, index: usize) {
+        let stream = &self.streams[index];
+        if stream.ended || stream.always {
+            return;
+        }
+        let interest = if stream.pause.is_none() && stream.held.is_none() {
+            Interest::Read
+        } else {
+            Interest::Nothing
+        };
+        self.events.set(stream, STREAM + index as u64, interest);
+    }
+
+    // ---- changing files ----
+
+    /// Asks for all files to be reopened; `client` gets an answer when that is done.
+    fn reopen_all(&mut self, client: Option<u64>, now: Instant) {
+        self.change_all(client, false, now);
+    }
+
+    fn change_all(&mut self, client: Option<u64>, rotate: bool, now: Instant) {
+        let mut open = Vec::new();
+        for index in 0..self.files {
+            let inside: Vec<usize> = (0..self.streams.len())
+                .filter(|number| {
+                    let stream = &self.streams[*number];
+                    stream.output == index && stream.is_inside()
+                })
+                .collect();
+            let output = &mut self.outputs[index];
+            output.request += 1;
+            output.rotate = rotate;
+            output.cut.ask(&inside, now);
+            open.push((index, output.request));
+            for stream in inside {
+                // The newline may lie in the pipe.
+                self.on_stream(stream, now);
+            }
+        }
+        if let Some(client) = client {
+            self.askers.push(Asker {
+                client,
+                open,
+                said: Vec::new(),
+                failed: Vec::new(),
+            });
+        }
+        for index in 0..self.files {
+            self.cut_if_due(index, now);
+        }
+    }
+
+    fn cut_if_due(&mut self, index: usize, now: Instant) {
+        if self.outputs[index].cut.take_due(now) {
+            self.cut(index, now);
+        }
+    }
+
+    fn cut_now(&mut self, index: usize, now: Instant) {
+        if self.outputs[index].cut.is_wanted() {
+            self.outputs[index].cut = Cut::default();
+            self.cut(index, now);
+        }
+    }
+
+    fn cut(&mut self, index: usize, now: Instant) {
+        self.break_line(index, now);
+        let output = &self.outputs[index];
+        let mut inner = output.shared.lock();
+        if output.rotate {
+            inner.queue.rotate(output.request);
+        } else {
+            inner.queue.cut(output.request);
+        }
+        output.shared.wake(inner);
+    }
+
+    /// A line that was handed on in part ends here, and its rest will be another one.
+    fn break_line(&mut self, index: usize, now: Instant) {
+        let Some((stream, _)) = self.outputs[index].inside.take() else {
+            return;
+        };
+        self.streams[stream].pump.break_line();
+        let newline = Run {
+            buffer: Buffer::from(&b"\n"[..]),
+            starts: false,
+            ends: true,
+        };
+        let number = self.streams[stream].number;
+        let output = &self.outputs[index];
+        let mut inner = output.shared.lock();
+        let _ = inner.queue.offer(newline, number, SystemTime::now());
+        output.shared.wake(inner);
+        let _ = now;
+        let file = output.name();
+        self.say(
+            Level::Warning,
+            events::LINE_SPLIT,
+            &[("file", file.into())],
+            Some(index),
+        );
+    }
+
+    fn on_inotify(&mut self) {
+        let Some(inotify) = &self.inotify else {
+            return;
+        };
+        // EAGAIN: all of them are read.
+        while let Ok(happened) = inotify.read_events() {
+            for event in happened {
+                for output in &self.outputs[..self.files] {
+                    output.shared.look_if_watched(event.wd);
+                }
+            }
+        }
+    }
+
+    // ---- what the writers say ----
+
+    fn on_reports(&mut self, index: usize, now: Instant) {
+        for report in self.outputs[index].shared.take_reports() {
+            self.on_report(index, report, now);
+        }
+        // Something may have been written: who was held may go on.
+        for number in 0..self.streams.len() {
+            let stream = &self.streams[number];
+            if stream.output == index && stream.held.is_some() && !stream.ended {
+                self.on_stream(number, now);
+            }
+        }
+    }
+
+    fn on_report(&mut self, index: usize, report: Report, now: Instant) {
+        let name = self.outputs[index].name();
+        let file = || ("file", Value::from(name.clone()));
+        match report {
+            Report::Reopened(reopened) => {
+                self.outputs[index].failing = false;
+                let fields = reopened_fields(&name, &reopened);
+                self.say(Level::Info, events::OUTPUT_REOPENED, &fields, Some(index));
+                let said = format!(
+                    "{name} reopened: inode {} to {}, {} lines in the old one",
+                    reopened.old, reopened.new, reopened.lines
+                );
+                self.done(index, reopened.request, Ok(said), now);
+            }
+            Report::Unchanged(request) => {
+                let said = format!("{name} unchanged");
+                self.done(index, request, Ok(said), now);
+            }
+            Report::ReopenFailed {
+                request,
+                why,
+                again,
+            } => {
+                self.outputs[index].failing = true;
+                if !again {
+                    let fields = [file(), ("error", why.clone().into())];
+                    self.say(Level::Error, events::REOPEN_FAILED, &fields, Some(index));
+                }
+                self.done(index, request, Err(format!("{name}: {why}")), now);
+            }
+            Report::Moved => {
+                self.say(Level::Info, events::OUTPUT_MOVED, &[file()], Some(index));
+            }
+            Report::WriteFailed(why) => {
+                self.outputs[index].failing = true;
+                let fields = [file(), ("error", why.into())];
+                self.say(Level::Error, events::WRITE_FAILED, &fields, Some(index));
+            }
+            Report::Recovered { after, held } => {
+                self.outputs[index].failing = false;
+                let lost = self.outputs[index].shared.lock().queue.lost();
+                let fields = [
+                    file(),
+                    ("held", held.into()),
+                    ("lost", lost.0.into()),
+                    ("took", after.into()),
+                ];
+                self.say(
+                    Level::Warning,
+                    events::WRITE_RECOVERED,
+                    &fields,
+                    Some(index),
+                );
+            }
+            Report::Lost(gap) => {
+                self.lost = true;
+                let [lines, bytes, since, until] = gap_fields(&gap);
+                let fields = [file(), lines, bytes, since, until];
+                self.say(Level::Warning, events::LINES_LOST, &fields, Some(index));
+            }
+            Report::Split => {
+                self.say(Level::Warning, events::LINE_SPLIT, &[file()], Some(index));
+            }
+            Report::Truncated(from, to) => {
+                let fields = [
+                    file(),
+                    ("from", from.into()),
+                    ("to", to.into()),
+                    (
+                        "error",
+                        "what was written between its copy and its truncation is lost (copytruncate)"
+                            .into(),
+                    ),
+                ];
+                self.say(Level::Warning, events::TRUNCATED, &fields, Some(index));
+            }
+            Report::Rotated(to, rotated) => {
+                let mut fields = vec![
+                    file(),
+                    ("to", to.to_string_lossy().into_owned().into()),
+                    ("bytes", rotated.bytes.into()),
+                    ("lines", rotated.lines.into()),
+                    ("took", rotated.took.into()),
+                ];
+                self.say(Level::Info, events::ROTATED, &fields, Some(index));
+                fields.clear();
+                let said = format!("{name} rotated to {}", to.display());
+                self.done(index, rotated.request, Ok(said), now);
+                if self.plan.on_rotate.is_some() {
+                    self.actions.push_back((index, to));
+                    self.next_action(now);
+                }
+            }
+            Report::RotateFailed(request, why) => {
+                let fields = [file(), ("error", why.clone().into())];
+                self.say(Level::Error, events::ROTATE_FAILED, &fields, Some(index));
+                self.done(index, request, Err(format!("{name}: {why}")), now);
+            }
+            Report::Ended => self.outputs[index].ended = true,
+        }
+    }
+
+    /// A request of an output is done, and all before it: clients that waited for it get their answer.
+    fn done(
+        &mut self,
+        index: usize,
+        request: u64,
+        result: std::result::Result<String, String>,
+        now: Instant,
+    ) {
+        if request == 0 {
+            return;
+        }
+        for asker in &mut self.askers {
+            let before = asker.open.len();
+            asker
+                .open
+                .retain(|(output, wanted)| *output != index || *wanted > request);
+            if asker.open.len() < before {
+                match &result {
+                    Ok(said) => asker.said.push(said.clone()),
+                    Err(why) => asker.failed.push(why.clone()),
+                }
+            }
+        }
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let events = &self.events;
+        self.askers.retain(|asker| {
+            if !asker.open.is_empty() {
+                return true;
+            }
+            for line in &asker.said {
+                server.line(events, asker.client, line, now);
+            }
+            let reply = if asker.failed.is_empty() {
+                Reply::Ok(String::new())
+            } else {
+                Reply::Err(Exit::No.code(), asker.failed.join("; "))
+            };
+            server.end(events, asker.client, &reply, now);
+            false
+        });
+    }
+
+    // ---- the command of --on-rotate ----
+
+    fn next_action(&mut self, now: Instant) {
+        let (None, Some(command)) = (&self.action, self.plan.on_rotate.clone()) else {
+            return;
+        };
+        let Some((index, path)) = self.actions.pop_front() else {
+            return;
+        };
+        let variables = [("LOGREOPEN_FILE", path.as_os_str())];
+        let started =
+            Action::start(&command, &variables, self.plan.action_timeout, now).and_then(|action| {
+                self.events
+                    .add(&action, ACTION, Interest::Read)
+                    .map_err(|why| std::io::Error::other(why.message))?;
+                Ok(action)
+            });
+        match started {
+            Ok(action) => self.action = Some((action, index)),
+            Err(why) => {
+                let error = describe(&why);
+                self.action_failed(index, error);
+                self.release_rotation(index);
+            }
+        }
+    }
+
+    fn on_action_end(&mut self) {
+        let Some(end) = self.action.as_ref().and_then(|(action, _)| action.ended()) else {
+            return;
+        };
+        let Some((action, index)) = self.action.take() else {
+            return;
+        };
+        self.events.remove(&action);
+        action.reap();
+        if end != End::Exited(0) {
+            self.action_failed(index, end.to_string());
+        }
+        self.release_rotation(index);
+        self.next_action(Instant::now());
+    }
+
+    fn action_failed(&mut self, index: usize, error: String) {
+        let fields = [
+            ("file", self.outputs[index].name().into()),
+            ("error", error.into()),
+        ];
+        self.say(Level::Warning, events::ACTION_FAILED, &fields, Some(index));
+    }
+
+    fn release_rotation(&self, index: usize) {
+        let shared = &self.outputs[index].shared;
+        let mut inner = shared.lock();
+        inner.rotation_held = false;
+        shared.wake(inner);
+    }
+
+    // ---- clients ----
+
+    fn on_client(&mut self, id: u64, wake: Wake, now: Instant) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let Some(text) = server.hear(&self.events, id, wake, now) else {
+            return;
+        };
+        let reply = match Request::parse(&text) {
+            None => Reply::Err(
+                Exit::Usage.code(),
+                format!("'{text}' is no request; reopen, status, rotate, version and help are"),
+            ),
+            Some(Request::Version) => Reply::Ok(format!("logreopen {}", env!("CARGO_PKG_VERSION"))),
+            Some(Request::Help) => {
+                server.line(&self.events, id, control::HELP, now);
+                Reply::Ok(String::new())
+            }
+            Some(Request::Status) => {
+                let rows = self.rows();
+                self.answer(id, &control::table(&rows), now);
+                self.health()
+            }
+            Some(Request::StatusJson) => {
+                let rows = self.rows();
+                let pid = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
+                let text = control::json(&rows, std::process::id(), pid);
+                self.answer(id, &text, now);
+                self.health()
+            }
+            Some(Request::Reopen) => {
+                self.reopen_all(Some(id), now);
+                return;
+            }
+            Some(Request::Rotate) if self.plan.rotate.is_none() => Reply::Err(
+                Exit::No.code(),
+                "we do not rotate ourselves without --max-size".to_owned(),
+            ),
+            Some(Request::Rotate) => {
+                self.change_all(Some(id), true, now);
+                return;
+            }
+        };
+        if let Some(server) = &mut self.server {
+            server.end(&self.events, id, &reply, now);
+        }
+    }
+
+    fn answer(&mut self, id: u64, text: &str, now: Instant) {
+        if let Some(server) = &mut self.server {
+            server.line(&self.events, id, text, now);
+        }
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let row = |output: &Output| {
+            let inner = output.shared.lock();
+            Row {
+                file: output.name(),
+                stats: inner.stats.clone(),
+                held: inner.queue.held(),
+                lost: inner.queue.lost(),
+            }
+        };
+        self.outputs[..self.files].iter().map(row).collect()
+    }
+
+    fn health(&self) -> Reply {
+        let wrong: Vec<String> = self
+            .rows()
+            .into_iter()
+            .filter_map(|row| Some(format!("{}: {}", row.file, row.stats.trouble?)))
+            .collect();
+        if wrong.is_empty() {
+            Reply::Ok(String::new())
+        } else {
+            Reply::Err(Exit::No.code(), wrong.join("; "))
+        }
+    }
+
+    // ---- events ----
+
+    pub(crate) fn say(
+        &mut self,
+        level: Level,
+        event: &str,
+        fields: &[(&str, Value)],
+        about: Option<usize>,
+    ) {
+        let Some(line) = self.log.line(level, event, fields) else {
+            return;
+        };
+        let failing: Vec<bool> = self.outputs[..self.files]
+            .iter()
+            .map(|output| output.failing)
+            .collect();
+        match (self.voice, speaker(self.voice, about, &failing)) {
+            (_, Some(output)) => self.queue_line(output, &line, SystemTime::now()),
+            (Voice::Stderr, None) => {
+                if let Some(own) = &mut self.own[1] {
+                    own.write_or_drop(&line);
+                    self.arm_own(1);
+                }
+            }
+            (Voice::Through(_) | Voice::Writer(_), None) => {}
+        }
+    }
+
+    fn flush_own(&mut self, own: usize) {
+        if let Some(output) = self.own.get_mut(own).and_then(Option::as_mut) {
+            output.flush();
+            self.tee_lost += output.take_lost();
+            self.arm_own(own);
+        }
+    }
+
+    /// Waits for the reader of one of our own descriptors while something waits for him.
+    fn arm_own(&mut self, own: usize) {
+        let Some(output) = &self.own[own] else {
+            return;
+        };
+        let wanted = output.wants_to_write();
+        if let (Some(fd), true) = (output.descriptor(), wanted != self.own_armed[own]) {
+            self.own_armed[own] = wanted;
+            if wanted {
+                let _ = self.events.add(fd, OWN + own as u64, Interest::Write);
+            } else {
+                self.events.remove(fd);
+            }
+        }
+    }
+
+    // ---- the end ----
+
+    /// What is not on disk by now is not going to be.
+    fn give_up(&mut self) {
+        for index in 0..self.files {
+            if self.outputs[index].ended {
+                continue;
+            }
+            let inner = self.outputs[index].shared.lock();
+            let (held, lost) = (inner.queue.held(), inner.queue.lost());
+            drop(inner);
+            if held > 0 || lost.0 > 0 {
+                self.lost = true;
+            }
+            // It speaks of its own end: through itself nobody would hear it.
+            self.outputs[index].failing = true;
+            let fields = [
+                ("file", self.outputs[index].name().into()),
+                ("held", held.into()),
+                ("lost", lost.0.into()),
+            ];
+            self.say(Level::Error, events::DRAIN_GAVE_UP, &fields, Some(index));
+        }
+        self.phase = Phase::Over;
+    }
+
+    fn finish(&mut self) -> Exit {
+        if self.tee_lost > 0 {
+            let lines = std::mem::take(&mut self.tee_lost);
+            self.say(
+                Level::Warning,
+                events::LINES_LOST,
+                &[("file", "-".into()), ("lines", lines.into())],
+                None,
+            );
+        }
+        let now = Instant::now();
+        if let Some(server) = &mut self.server {
+            let reply = Reply::Err(Exit::Fault.code(), "logreopen ends".to_owned());
+            for asker in std::mem::take(&mut self.askers) {
+                server.end(&self.events, asker.client, &reply, now);
+            }
+            server.unlink();
+            server.finish(&self.events, LAST_WORDS);
+        }
+        for own in self.own.iter_mut().flatten() {
+            own.finish(LAST_WORDS);
+        }
+        self.finish_own_writers();
+        match (self.end, self.end_signal) {
+            (Some(end), _) => end.into(),
+            (None, Some(signal)) => Exit::Signal(signal),
+            (None, None) if self.lost => Exit::No,
+            (None, None) => Exit::Ok,
+        }
+    }
+
+    /// Those of our own descriptors that lead to files get a moment for their last lines.
+    fn finish_own_writers(&mut self) {
+        let limit = Instant::now() + LAST_WORDS * 10;
+        for output in &self.outputs[self.files..] {
+            let mut inner = output.shared.lock();
+            inner.queue.close();
+            inner.end = true;
+            output.shared.wake(inner);
+        }
+        let mut wakes = Vec::new();
+        while Instant::now() < limit
+            && self.outputs[self.files..]
+                .iter()
+                .any(|output| !output.ended)
+        {
+            if self.events.wait(Some(limit), &mut wakes).is_err() {
+                return;
+            }
+            for index in self.files..self.outputs.len() {
+                for report in self.outputs[index].shared.take_reports() {
+                    if matches!(report, Report::Ended) {
+                        self.outputs[index].ended = true;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn reopened_fields(file: &str, reopened: &Reopened) -> [(&'static str, Value); 6] {
+    [
+        ("file", file.into()),
+        ("old", reopened.old.into()),
+        ("inode", reopened.new.into()),
+        ("bytes", reopened.bytes.into()),
+        ("lines", reopened.lines.into()),
+        ("took", reopened.took.into()),
+    ]
+}
+
+/// The signals that mean something to us.
+mod libc_signal {
+    pub const HUP: i32 = nix::libc::SIGHUP;
+    pub const INT: i32 = nix::libc::SIGINT;
+    pub const QUIT: i32 = nix::libc::SIGQUIT;
+    pub const TERM: i32 = nix::libc::SIGTERM;
+    pub const CHLD: i32 = nix::libc::SIGCHLD;
+}
