@@ -38,7 +38,7 @@ impl Check {
     /// Reads what is left in the pipe, room or not: the last lines are those that say why. More than
     /// the pipe holds (1 MiB) comes only from somebody who has left the group and still writes.
     fn drain(&mut self, output: &mut Output, now: Instant) {
-        let mut buffer = [0u8; 16 << 10];
+        let mut buffer = common::lines::Pool::new(16 << 10, 1);
         for _ in 0..128 {
             match self
                 .stream
