@@ -1,6 +1,6 @@
 //! The command line: one `main` for all tools, one parser for each kind of value.
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::exit::{End, Exit};
 use crate::socket::Address;
 use crate::time::Rate;
@@ -18,7 +18,7 @@ pub fn main<C: clap::Parser>(tool: &'static str, run: impl FnOnce(C) -> Result<E
         }
         Err(help) => {
             // --help and --version; a closed stdout is nobody's fault.
-            write_all(crate::sys::standard(1), help.to_string().as_bytes());
+            let _ = write_all(crate::sys::standard(1), help.to_string().as_bytes());
             ExitCode::SUCCESS
         }
     }
@@ -27,7 +27,7 @@ pub fn main<C: clap::Parser>(tool: &'static str, run: impl FnOnce(C) -> Result<E
 /// The status, and for an error its line on stderr.
 pub fn finish(tool: &str, result: Result<Exit>) -> ExitCode {
     let exit = result.unwrap_or_else(|error| {
-        write_all(
+        let _ = write_all(
             crate::sys::standard(2),
             format!("{tool}: {error}\n").as_bytes(),
         );
@@ -37,25 +37,39 @@ pub fn finish(tool: &str, result: Result<Exit>) -> ExitCode {
 }
 
 /// Prints a line of the product on stdout; false when nobody reads there any more.
-#[must_use]
-pub fn print(line: &str) -> bool {
-    write_all(crate::sys::standard(1), format!("{line}\n").as_bytes())
+///
+/// # Errors
+/// It cannot be written: a full disk, for one.
+pub fn print(line: &str) -> Result<bool> {
+    match write_all(crate::sys::standard(1), format!("{line}\n").as_bytes()) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => Ok(false),
+        Err(why) => Err(why).doing("write to standard output"),
+    }
 }
 
 /// Prints a line on stderr that is no error of ours.
 pub fn note(line: &str) {
-    write_all(crate::sys::standard(2), format!("{line}\n").as_bytes());
+    let _ = write_all(crate::sys::standard(2), format!("{line}\n").as_bytes());
 }
 
-fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> bool {
+fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> nix::Result<()> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     while !bytes.is_empty() {
         match nix::unistd::write(&fd, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(nix::Error::EINTR) => {}
-            Err(_) => return false,
+            // Whoever shares it with us (node, for one) may have made it non-blocking.
+            Err(nix::Error::EAGAIN) => {
+                let _ = poll(
+                    &mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)],
+                    PollTimeout::NONE,
+                );
+            }
+            Err(why) => return Err(why),
         }
     }
-    true
+    Ok(())
 }
 
 /// clap's message without its paragraphs.
