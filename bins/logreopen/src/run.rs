@@ -268,6 +268,7 @@ impl Pumping {
         all.extend(self.server.as_ref().and_then(Server::deadline));
         all.extend(self.action.as_ref().map(|(action, _)| action.deadline()));
         match self.phase {
+            Phase::Lingering { until, quiet } if self.any_held() => all.push(until.max(quiet)),
             Phase::Lingering { until, quiet } => all.push(until.min(quiet)),
             Phase::Closing(until) => all.push(until),
             Phase::Running | Phase::Over => {}
@@ -309,8 +310,12 @@ impl Pumping {
             }
         }
         match self.phase {
-            Phase::Lingering { until, quiet } if now >= until.min(quiet) => {
+            // Silence is only that of a pipe that could be read.
+            Phase::Lingering { until, quiet }
+                if now >= until || (now >= quiet && !self.any_held()) =>
+            {
                 for index in 0..self.streams.len() {
+                    self.last_of(index, now);
                     self.end_stream(index, now);
                 }
             }
@@ -318,6 +323,25 @@ impl Pumping {
             Phase::Running | Phase::Lingering { .. } | Phase::Closing(_) | Phase::Over => {}
         }
         self.go_on(now);
+    }
+
+    fn any_held(&self) -> bool {
+        let mut streams = self.streams.iter();
+        streams.any(|stream| !stream.ended && stream.held.is_some())
+    }
+
+    /// What is still in a pipe that nobody reads on, because its file cannot be written: it is counted.
+    fn last_of(&mut self, index: usize, now: Instant) {
+        let stream = &self.streams[index];
+        if stream.ended || stream.held.is_none() {
+            return;
+        }
+        let shared = Arc::clone(&self.outputs[stream.output].shared);
+        shared.lock().queue.give_up();
+        // More than a pipe holds cannot be there; whoever still writes is not waited for.
+        for _ in 0..=stream.size() / crate::stream::LONGEST {
+            self.on_stream(index, now);
+        }
     }
 
     /// What follows when all streams have ended, and then when all is written.
@@ -505,7 +529,7 @@ impl Pumping {
         }
         let stream = &mut self.streams[index];
         let mut inner = self.outputs[stream.output].shared.lock();
-        let room = inner.queue.room(now);
+        let room = inner.room(now);
         stream.held = match room {
             Room::Yes => None,
             Room::Later(then) => Some(Some(then)),
@@ -761,6 +785,12 @@ impl Pumping {
                 self.done(index, reopened.request, Ok(said), now);
             }
             Report::Unchanged(request) => {
+                self.say(
+                    Level::Debug,
+                    events::OUTPUT_UNCHANGED,
+                    &[file()],
+                    Some(index),
+                );
                 let said = format!("{name} unchanged");
                 self.done(index, request, Ok(said), now);
             }
