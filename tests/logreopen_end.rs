@@ -113,7 +113,7 @@ fn a_command_that_is_killed_has_its_last_words() {
         let run = logreopen(&dir, &["-l", "out", "--", "sh", "-c", &script]).finish();
         assert_eq!(run.status, status, "{}", run.err);
         assert!(
-            run.err.contains(&format!("status=\"signal {signal}\"")),
+            run.err.contains(&format!("command-exited signal={signal}")),
             "{}",
             run.err
         );

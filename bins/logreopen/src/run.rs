@@ -351,12 +351,11 @@ impl Pumping {
         if matches!(self.phase, Phase::Running | Phase::Lingering { .. }) && read && command_gone {
             self.phase = Phase::Closing(now + self.plan.drain_timeout);
             if let Some(end) = self.end {
-                self.say(
-                    Level::Info,
-                    events::COMMAND_EXITED,
-                    &[("status", end.into())],
-                    None,
-                );
+                let fields = match end {
+                    End::Exited(status) => [("status", status.into())],
+                    End::Killed(signal) => [("signal", common::signal::name(signal).into())],
+                };
+                self.say(Level::Info, events::COMMAND_EXITED, &fields, None);
             }
             for index in 0..self.files {
                 // A file that is to be changed at the end of a line has got there.
