@@ -36,10 +36,10 @@ pub(crate) const WRITER: u64 = 30;
 /// Tokens of clients begin here.
 pub(crate) const CLIENT: u64 = 1 << 32;
 
-/// Reads of one stream in a turn: the other one, and signals, have theirs.
-const TURN: usize = 4;
-/// Buffers that are kept between reads.
-const SPARE: usize = 4;
+/// Reads of one stream in a turn, a pipe full: the other one, and signals, have theirs.
+const TURN: usize = 16;
+/// Buffers that are kept while lines come.
+const SPARE: usize = 64;
 /// After so much silence no memory is kept.
 const IDLE: Duration = Duration::from_secs(1);
 /// A pipe that a grandchild still holds when the command has ended: so much silence is its end ...
@@ -198,7 +198,7 @@ impl Pumping {
             askers: Vec::new(),
             action: None,
             actions: VecDeque::new(),
-            pool: Pool::new(crate::stream::LONGEST, SPARE),
+            pool: Pool::new(crate::stream::BUFFER, SPARE),
             idle_at: None,
             phase: Phase::Running,
             end: None,

@@ -156,7 +156,7 @@ pub struct Shared {
 }
 
 /// Buffers that the writer keeps for the loop.
-const SPARE: usize = 4;
+const SPARE: usize = 64;
 
 impl Shared {
     /// # Errors
