@@ -380,17 +380,7 @@ impl Pumping {
     fn on_signal(&mut self, received: Received, now: Instant) {
         match received.signal {
             own_signals::HUP => self.reopen_all(None, now),
-            own_signals::CHLD => {
-                // As process 1 of a container we get everybody's orphans.
-                let own = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
-                let action = self.action.as_ref().map(|(action, _)| action.pid());
-                while let Some(pid) = common::child::next_ended() {
-                    if Some(pid) == own || Some(pid) == action {
-                        break;
-                    }
-                    common::child::reap_stranger(pid);
-                }
-            }
+            own_signals::CHLD => self.reap_strangers(),
             signal => match &self.wrapped {
                 Some(wrapped) => wrapped.forward(received),
                 None if matches!(signal, own_signals::TERM | own_signals::INT) => {
@@ -410,8 +400,22 @@ impl Pumping {
                         self.end_stream(index, now);
                     }
                 }
+                // Control-Z stops the whole pipeline, or the shell would wait for us.
+                None if signal == nix::libc::SIGTSTP => wrap::stop_like_the_job(),
                 None => {}
             },
+        }
+    }
+
+    /// As process 1 of a container we get everybody's orphans. Our own two are reaped where they are held.
+    fn reap_strangers(&self) {
+        let own = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
+        let action = self.action.as_ref().map(|(action, _)| action.pid());
+        while let Some(pid) = common::child::next_ended() {
+            if Some(pid) == own || Some(pid) == action {
+                break;
+            }
+            common::child::reap_stranger(pid);
         }
     }
 
@@ -675,6 +679,10 @@ impl Pumping {
                 // The newline may lie in the pipe.
                 self.on_stream(stream, now);
             }
+        }
+        // Who has lost patience with a disk that hangs is not kept in mind for ever.
+        if let Some(server) = &self.server {
+            self.askers.retain(|asker| server.has(asker.client));
         }
         if let Some(client) = client {
             self.askers.push(Asker {
@@ -979,6 +987,8 @@ impl Pumping {
         };
         self.events.remove(&action);
         action.reap();
+        // Those that had ended behind it.
+        self.reap_strangers();
         if end != End::Exited(0) {
             self.action_failed(index, end.to_string());
         }

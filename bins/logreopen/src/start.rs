@@ -313,6 +313,25 @@ pub fn start(plan: Plan) -> Result<Pumping> {
     Ok(pumping)
 }
 
+/// The path, or what it links to, names a descriptor of ours.
+fn is_descriptor(path: &Path) -> bool {
+    let mut path = path.to_owned();
+    // As many links as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        if ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"]
+            .iter()
+            .any(|name| path.starts_with(name))
+        {
+            return true;
+        }
+        match std::fs::read_link(&path) {
+            Ok(to) => path = directory_of(&path).join(to),
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
 fn is_regular(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.is_file())
 }
@@ -403,6 +422,10 @@ impl Pumping {
             return;
         };
         let _ = nix::unistd::dup2_stdin(&null);
+        // A FILE that is one of ours by another name (/dev/stdout) must lead there at a reopen too.
+        if self.plan.files.iter().any(|path| is_descriptor(path)) {
+            return;
+        }
         if !self.plan.tee {
             let _ = nix::unistd::dup2_stdout(&null);
         }

@@ -538,6 +538,7 @@ impl Writer {
                     self.shared.report(Report::Truncated(sink.expected, size));
                     sink.expected = size;
                     sink.ragged = false;
+                    sink.inside = false;
                 }
                 if found.nlink() == 0 && !self.options.follow.is_zero() && self.place.is_some() {
                     // Nobody could ever read what is written now.
