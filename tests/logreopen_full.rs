@@ -448,3 +448,51 @@ fn two_stuck_files_share_nothing() {
         std::fs::remove_file(disk.path().join("junk")).unwrap();
     }
 }
+
+// A pipe whose writers are gone is readable for ever, whether its file takes anything or not.
+#[test]
+fn a_filter_that_waits_for_a_full_disk_sleeps() {
+    let disk = Mounted::tmpfs(1 << 20);
+    let dir = Dir::new();
+    let log = disk.path().join("app.out");
+    let script = "head -c 3000000 /dev/zero | tr '\\0' '\\n' | exec \"$@\"";
+    let mut filter = Run::new("sh")
+        .args(["-c", script, "sh", PROGRAM, "--on-full", "block"])
+        .args(["--buffer", "256K", "--pid-file", "pid"])
+        .arg(&log)
+        .dir(dir.path())
+        .start();
+    filter.event("write-failed");
+    let pid = std::fs::read_to_string(dir.path().join("pid")).unwrap();
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
+        let words = stat.rsplit(") ").next().unwrap().split(' ');
+        words
+            .skip(11)
+            .take(2)
+            .map(|word| word.parse::<u64>().unwrap())
+            .sum()
+    };
+    let mut last = (ticks(), Instant::now());
+    eventually("a second with less than a tenth of it used", || {
+        if last.1.elapsed() < Duration::from_secs(1) {
+            return None;
+        }
+        let now = ticks();
+        let used = now - last.0;
+        last = (now, Instant::now());
+        (used < 10).then_some(())
+    });
+    // There is room for all.
+    let roomy = std::ffi::CString::new("size=16m").unwrap();
+    nix::mount::mount(
+        None::<&str>,
+        disk.path(),
+        None::<&str>,
+        nix::mount::MsFlags::MS_REMOUNT,
+        Some(roomy.as_c_str()),
+    )
+    .unwrap();
+    assert_eq!(filter.end(), 0, "{:?}", filter.err());
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 3_000_000);
+}

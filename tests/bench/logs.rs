@@ -206,8 +206,12 @@ fn pause(length: Duration) {
 }
 
 /// Waits for `what`, looking as often as possible.
-fn spin<T>(mut what: impl FnMut() -> Option<T>) -> Option<(T, Duration)> {
-    let begun = Instant::now();
+fn spin<T>(what: impl FnMut() -> Option<T>) -> Option<(T, Duration)> {
+    spin_since(Instant::now(), what)
+}
+
+/// The same, with the time since `begun`.
+fn spin_since<T>(begun: Instant, mut what: impl FnMut() -> Option<T>) -> Option<(T, Duration)> {
     while begun.elapsed() < Duration::from_secs(10) {
         if let Some(found) = what() {
             return Some((found, begun.elapsed()));
@@ -251,8 +255,9 @@ fn lone_lines(logger: &Logger, directory: &Path, stdin: &mut ChildStdin) -> Opti
     for _ in 0..TRIES {
         pause(Duration::from_millis(30));
         let before = size();
+        let begun = Instant::now();
         stdin.write_all(b"a lone line\n").ok()?;
-        all.push(spin(|| (size() > before).then_some(()))?.1);
+        all.push(spin_since(begun, || (size() > before).then_some(()))?.1);
     }
     Some(all)
 }
@@ -285,8 +290,9 @@ fn reopens(
         if logger.name == "logreopen" {
             fs::rename(&path, path.with_extension(number.to_string())).ok()?;
         }
+        let begun = Instant::now();
         kill(Pid::from_raw(pid), signal).ok()?;
-        let changed = spin(|| {
+        let changed = spin_since(begun, || {
             let now = fs::metadata(&path).ok()?.ino();
             (now != before).then_some(())
         });

@@ -624,7 +624,7 @@ impl Pumping {
         if stream.ended {
             return;
         }
-        if !stream.always {
+        if std::mem::replace(&mut stream.registered, false) {
             self.events.remove(&*stream);
         }
         stream.show = None;
@@ -641,17 +641,27 @@ impl Pumping {
         self.cut_if_due(output, now);
     }
 
-    fn arm(&self, index: usize) {
-        let stream = &self.streams[index];
+    fn arm(&mut self, index: usize) {
+        let stream = &mut self.streams[index];
         if stream.ended || stream.always {
             return;
         }
-        let interest = if stream.pause.is_none() && stream.held.is_none() {
-            Interest::Read
-        } else {
-            Interest::Nothing
-        };
-        self.events.set(stream, STREAM + index as u64, interest);
+        let token = STREAM + index as u64;
+        // Taken out while its output takes nothing: that its writers are gone would be said all the time.
+        match (stream.held.is_none(), stream.registered) {
+            (true, false) => {
+                stream.registered = self.events.add(&*stream, token, Interest::Read).is_ok();
+            }
+            (true, true) if stream.pause.is_none() => {
+                self.events.set(&*stream, token, Interest::Read)
+            }
+            (true, true) => self.events.set(&*stream, token, Interest::Nothing),
+            (false, true) => {
+                self.events.remove(&*stream);
+                stream.registered = false;
+            }
+            (false, false) => {}
+        }
     }
 
     // ---- changing files ----
@@ -1133,6 +1143,11 @@ impl Pumping {
         let Some(output) = &self.own[own] else {
             return;
         };
+        if output.descriptor().is_none() && self.own_armed[own] {
+            // Its reader is gone.
+            self.own_armed[own] = false;
+            self.events.remove(common::sys::standard(own as i32 + 1));
+        }
         let wanted = output.wants_to_write();
         if let (Some(fd), true) = (output.descriptor(), wanted != self.own_armed[own]) {
             self.own_armed[own] = wanted;

@@ -401,9 +401,10 @@ impl Pumping {
         if self.plan.tee {
             stream.tee = Some(if self.one { 1 } else { fd - 1 });
         }
-        if !stream.always && self.events.add(&stream, token, Interest::Read).is_err() {
+        if !stream.always {
+            stream.registered = self.events.add(&stream, token, Interest::Read).is_ok();
             // EPERM: what cannot be waited for (a file, /dev/null) is always ready.
-            stream.always = true;
+            stream.always = !stream.registered;
         }
         if stream.size() < PIPE {
             self.small_pipes.push(stream.size());

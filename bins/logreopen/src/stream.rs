@@ -34,6 +34,8 @@ pub struct Stream {
     blocking: bool,
     /// A regular file: always ready, and nothing that can be waited for.
     pub always: bool,
+    /// The loop waits for it.
+    pub registered: bool,
     /// The lines.
     pub pump: Pump,
     pace: Pace,
@@ -110,6 +112,7 @@ impl Stream {
             source,
             blocking,
             always,
+            registered: false,
             pump: Pump::new(LONGEST),
             pace: Pace::new(),
             size,
