@@ -359,7 +359,7 @@ impl Pumping {
             }
             for index in 0..self.files {
                 // A file that is to be changed at the end of a line has got there.
-                self.cut_now(index, now);
+                self.cut_now(index);
                 let output = &self.outputs[index];
                 let mut inner = output.shared.lock();
                 inner.queue.close();
@@ -527,7 +527,7 @@ impl Pumping {
                     return false;
                 }
                 let output = stream.output;
-                self.break_line(output, now);
+                self.break_line(output);
             }
         }
         let stream = &mut self.streams[index];
@@ -709,19 +709,19 @@ impl Pumping {
 
     fn cut_if_due(&mut self, index: usize, now: Instant) {
         if self.outputs[index].cut.take_due(now) {
-            self.cut(index, now);
+            self.cut(index);
         }
     }
 
-    fn cut_now(&mut self, index: usize, now: Instant) {
+    fn cut_now(&mut self, index: usize) {
         if self.outputs[index].cut.is_wanted() {
             self.outputs[index].cut = Cut::default();
-            self.cut(index, now);
+            self.cut(index);
         }
     }
 
-    fn cut(&mut self, index: usize, now: Instant) {
-        self.break_line(index, now);
+    fn cut(&mut self, index: usize) {
+        self.break_line(index);
         let output = &self.outputs[index];
         let mut inner = output.shared.lock();
         if output.rotate {
@@ -733,7 +733,7 @@ impl Pumping {
     }
 
     /// A line that was handed on in part ends here, and its rest will be another one.
-    fn break_line(&mut self, index: usize, now: Instant) {
+    fn break_line(&mut self, index: usize) {
         let Some((stream, _)) = self.outputs[index].inside.take() else {
             return;
         };
@@ -748,7 +748,6 @@ impl Pumping {
         let mut inner = output.shared.lock();
         let _ = inner.queue.offer(newline, number, SystemTime::now());
         output.shared.wake(inner);
-        let _ = now;
         let file = output.name();
         self.say(
             Level::Warning,
