@@ -207,7 +207,7 @@ fn a_filter_notes_term_and_ends_with_its_input_or_at_the_second() {
 #[test]
 fn killed_with_9_the_command_gets_term_and_no_epipe_before_it() {
     let dir = Dir::new();
-    let script = "trap 'echo term > got; exit 0' TERM; while :; do echo line || echo failed > epipe; sleep 0.01; done";
+    let script = "trap '' PIPE; trap 'n=20' TERM; while [ \"$n\" != 0 ]; do echo line || echo failed > epipe; sleep 0.01; [ -z \"$n\" ] || n=$((n-1)); done; echo term > got";
     let mut service =
         logreopen(&dir, &["-l", "out", "-e", "err", "--", "sh", "-c", script]).start();
     service.event("command-started");
@@ -223,7 +223,7 @@ fn killed_with_9_the_command_gets_term_and_no_epipe_before_it() {
     eventually("and ended", || (!alive(child)).then_some(()));
     assert!(!dir.path().join("epipe").exists());
     // Node, that dies of EPIPE, lives until its TERM.
-    let script = "process.on('SIGTERM', () => { require('fs').writeFileSync('node', 'term'); process.exit(0); }); setInterval(() => console.log('line'), 1);";
+    let script = "process.on('SIGTERM', () => setTimeout(() => { require('fs').writeFileSync('node', 'term'); process.exit(0); }, 300)); setInterval(() => console.log('line'), 1);";
     let mut service = logreopen(
         &dir,
         &["-l", "out", "-e", "err", "--", "node", "-e", script],
