@@ -386,9 +386,13 @@ fn article(postrotate: &str, rotations: u32, after: impl Fn(&mut Running)) -> (F
 fn the_articles_set_up_loses_nothing() {
     let reopen = format!("{PROGRAM} --ctl DIR/log.sock reopen");
     let (found, count) = article(&reopen, 40, |_| {});
-    // Four workers' lines are in one file, each worker's in order.
+    // Among the lines of four workers there is no order, and spawnwork's events are there too.
+    for note in &found.notes {
+        assert!(note.contains("Z spawnwork["), "{note}");
+    }
     let found = Found {
         disorder: 0,
+        notes: Vec::new(),
         ..found
     };
     found.assert_all(LINES);

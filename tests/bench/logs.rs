@@ -216,6 +216,8 @@ fn spin_since<T>(begun: Instant, mut what: impl FnMut() -> Option<T>) -> Option<
         if let Some(found) = what() {
             return Some((found, begun.elapsed()));
         }
+        // Whoever is waited for may need this very processor.
+        std::thread::yield_now();
     }
     None
 }
