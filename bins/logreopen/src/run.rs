@@ -38,6 +38,8 @@ pub(crate) const CLIENT: u64 = 1 << 32;
 
 /// Reads of one stream in a turn, a pipe full: the other one, and signals, have theirs.
 const TURN: usize = 16;
+/// So many of them, and the writer is woken before the turn is over.
+const TOGETHER: usize = 4;
 /// Buffers that are kept while lines come.
 const SPARE: usize = 64;
 /// After so much silence no memory is kept.
@@ -463,7 +465,7 @@ impl Pumping {
 
     /// Reads a stream until it is empty for now, or has had its turn.
     fn on_stream(&mut self, index: usize, now: Instant) {
-        let mut total = 0;
+        let (mut total, mut waiting) = (0, 0);
         for _ in 0..TURN {
             if self.streams[index].ended || !self.has_room(index, now) {
                 break;
@@ -474,6 +476,11 @@ impl Pumping {
             let turn = stream.read(&mut self.pool, &mut |whole| run = Some(whole));
             if let Some(run) = run {
                 self.deliver(index, run, now);
+                waiting += 1;
+            }
+            if waiting == TOGETHER {
+                self.wake_writer(index);
+                waiting = 0;
             }
             match turn {
                 Turn::More(got) => total += got,
@@ -487,6 +494,9 @@ impl Pumping {
                     break;
                 }
             }
+        }
+        if waiting > 0 {
+            self.wake_writer(index);
         }
         if total > 0 {
             let output = self.streams[index].output;
@@ -573,10 +583,16 @@ impl Pumping {
         let mut inner = shared.lock();
         let free = inner.queue.offer(run, number, wall);
         let spare = std::mem::take(&mut inner.spare);
-        shared.wake(inner);
+        drop(inner);
         for buffer in free.into_iter().chain(spare) {
             self.pool.give(buffer);
         }
+    }
+
+    /// After lines were handed over; not after each, or it would wake for each.
+    fn wake_writer(&self, index: usize) {
+        let shared = &self.outputs[self.streams[index].output].shared;
+        shared.wake(shared.lock());
     }
 
     fn tee(&mut self, own: usize, bytes: &[u8], wall: SystemTime) {
@@ -616,6 +632,7 @@ impl Pumping {
         self.streams[index].show = None;
         if let Some(run) = self.streams[index].pump.flush() {
             self.deliver(index, run, now);
+            self.wake_writer(index);
         }
     }
 
@@ -633,6 +650,7 @@ impl Pumping {
         let rest = stream.pump.finish();
         if let Some(run) = rest {
             self.deliver(index, run, now);
+            self.wake_writer(index);
         }
         let stream = &mut self.streams[index];
         stream.ended = true;
