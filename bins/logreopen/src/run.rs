@@ -20,7 +20,7 @@ use common::signal::{Received, Signals};
 use common::wait::{Interest, Loop, Wake};
 use common::wrap::{self, Wrapped};
 use nix::sys::inotify::Inotify;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -96,8 +96,8 @@ struct Asker {
     client: u64,
     /// Outputs, with the request that must be done.
     open: Vec<(usize, u64)>,
-    said: Vec<String>,
-    failed: Vec<String>,
+    /// What became of each, by output.
+    said: BTreeMap<usize, std::result::Result<String, String>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -716,8 +716,7 @@ impl Pumping {
             self.askers.push(Asker {
                 client,
                 open,
-                said: Vec::new(),
-                failed: Vec::new(),
+                said: BTreeMap::new(),
             });
         }
         for index in 0..self.files {
@@ -951,10 +950,7 @@ impl Pumping {
                 .open
                 .retain(|(output, wanted)| *output != index || *wanted > request);
             if asker.open.len() < before {
-                match &result {
-                    Ok(said) => asker.said.push(said.clone()),
-                    Err(why) => asker.failed.push(why.clone()),
-                }
+                asker.said.insert(index, result.clone());
             }
         }
         let Some(server) = &mut self.server else {
@@ -965,13 +961,17 @@ impl Pumping {
             if !asker.open.is_empty() {
                 return true;
             }
-            for line in &asker.said {
-                server.line(events, asker.client, line, now);
+            let mut failed = Vec::new();
+            for result in asker.said.values() {
+                match result {
+                    Ok(line) => server.line(events, asker.client, line, now),
+                    Err(why) => failed.push(why.as_str()),
+                }
             }
-            let reply = if asker.failed.is_empty() {
+            let reply = if failed.is_empty() {
                 Reply::Ok(String::new())
             } else {
-                Reply::Err(Exit::No.code(), asker.failed.join("; "))
+                Reply::Err(Exit::No.code(), failed.join("; "))
             };
             server.end(events, asker.client, &reply, now);
             false
