@@ -11,6 +11,7 @@ mod plan;
 mod queue;
 mod rotate;
 mod run;
+mod shared;
 mod stamp;
 mod start;
 mod stream;
