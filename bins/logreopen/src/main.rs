@@ -1,6 +1,7 @@
 //! logreopen: log files that survive rotation, a full disk and a hung one.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod cli;
 mod control;
 mod cut;
