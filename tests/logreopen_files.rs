@@ -276,6 +276,12 @@ fn root_is_dropped_for_good_and_the_first_reopen_is_thought_of() {
     );
     let made = std::fs::metadata(dir.path().join("out")).unwrap();
     assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
+    // The kernel tells us of the file as it does without the drop.
+    let mut watched = String::new();
+    for entry in std::fs::read_dir(format!("/proc/{}/fdinfo", service.pid())).unwrap() {
+        watched += &std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+    }
+    assert!(watched.contains("inotify wd:"), "{watched}");
     std::fs::rename(dir.path().join("out"), dir.path().join("out.1")).unwrap();
     let asked = reopen(&dir);
     assert_eq!(asked.status, 1);

@@ -115,20 +115,22 @@ pub struct Inner {
 impl Inner {
     /// See [`Queue::room`].
     pub fn room(&mut self, now: Instant) -> Room {
-        let thread = self.thread;
-        self.queue.room(now, &mut || is_slow(thread))
+        let (thread, well) = (self.thread, self.stats.trouble.is_none());
+        self.queue.room(now, &mut || well && is_slow(thread))
     }
 }
 
-/// The writer waits for the processor, or because the kernel makes it (too much is not on disk yet):
-/// then it goes on by itself. In any other sleep it may be for ever. Both can be read in /proc.
+/// The writer waits for the processor, for us (we may have been the ones who got none), or because the kernel
+/// makes it, with too much that is not on disk yet: then it goes on by itself. In any other sleep it may be
+/// for ever. All that can be read in /proc.
 fn is_slow(thread: i32) -> bool {
     let of = |name: &str| std::fs::read(format!("/proc/self/task/{thread}/{name}"));
     let running = of("stat").is_ok_and(|stat| {
         let name = stat.iter().rposition(|byte| *byte == b')');
         name.and_then(|name| stat.get(name + 2)) == Some(&b'R')
     });
-    running || of("wchan").is_ok_and(|at| at.starts_with(b"balance_dirty_pages"))
+    let known = [&b"futex_"[..], b"balance_dirty_pages"];
+    running || of("wchan").is_ok_and(|at| known.iter().any(|name| at.starts_with(name)))
 }
 
 /// A writer as the loop sees it.
