@@ -611,12 +611,7 @@ impl Beating {
 
     fn advance(&mut self, now: Instant) {
         let times = &self.plan.times;
-        let interval = if self.plan.mode != Mode::Watch {
-            times.start
-        } else if self.judge.quiet(now)
-            && self.judge.state() != State::Up
-            && self.judge.state() != State::Slow
-        {
+        let interval = if self.plan.mode != Mode::Watch || self.judge.quiet(now) {
             times.start
         } else if self.judge.in_doubt() {
             times.fast
@@ -685,16 +680,15 @@ impl Beating {
             None => {}
             Some(Ruling::Enough { count }) => self.on_enough(round.again, count, now),
             Some(Ruling::Changed(before)) => self.on_changed(before, &outcomes, now),
-            Some(Ruling::Same { .. }) => {
-                if round.again && failed.is_none() {
-                    self.voice.report(
-                        Level::Info,
-                        events::ACTION_CANCELLED,
-                        &[("target", self.plan.checks[0].target.clone().into())],
-                        "skip the check before the action passed",
-                    );
-                }
+            Some(Ruling::Same { .. }) if round.again && failed.is_none() => {
+                self.voice.report(
+                    Level::Info,
+                    events::ACTION_CANCELLED,
+                    &[("target", self.plan.checks[0].target.clone().into())],
+                    "skip the check just before the action passed",
+                );
             }
+            Some(Ruling::Same { .. }) => {}
         }
         if failed.is_none() && unknown.is_none() && judged {
             if self.judge.state() != State::Down {
