@@ -51,6 +51,17 @@ const USR1: i32 = Signal::SIGUSR1 as i32;
 const USR2: i32 = Signal::SIGUSR2 as i32;
 const CHLD: i32 = Signal::SIGCHLD as i32;
 
+/// Counters at one moment, for `cpu=` and `steal=`.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    at: Instant,
+    machine: Option<(u64, u64)>,
+    used: Option<Duration>,
+}
+
+/// They are counted over that at least, if they can be.
+const WINDOW: Duration = Duration::from_millis(500);
+
 /// An --exec check that runs.
 #[derive(Debug)]
 struct Exec {
@@ -127,9 +138,8 @@ struct Beating {
     gone: String,
     /// The process that was seen last.
     seen: Option<(i32, u64)>,
-    /// Counters of the machine and of the service when the last good round began.
-    machine: Option<(u64, u64)>,
-    used: Option<(Instant, Duration)>,
+    /// Counters when the last good round began, and the one before it.
+    base: [Option<Base>; 2],
     paused: bool,
     stopping: bool,
     over: Option<Exit>,
@@ -257,8 +267,7 @@ impl Beating {
             down_since: None,
             gone: String::new(),
             seen: None,
-            machine: None,
-            used: None,
+            base: [None; 2],
             paused: false,
             stopping: false,
             over: None,
@@ -545,9 +554,7 @@ impl Beating {
     /// Starts the checks, all at once.
     fn begin(&mut self, again: bool, now: Instant) {
         if self.judge.failing_since().is_none() {
-            self.machine = machine();
-            let pid = self.service_pid();
-            self.used = self.processes.used(pid).map(|used| (now, used));
+            self.base = [Some(self.base_now(now)), self.base[0]];
         }
         self.round = Some(Round {
             outcomes: self.plan.checks.iter().map(|_| None).collect(),
@@ -1036,15 +1043,8 @@ impl Beating {
             return;
         };
         let target = self.plan.checks[index].target.clone();
-        let steal = stolen(self.machine, machine());
-        let pid = self.service_pid();
-        let used = self.processes.used(pid);
-        let cpu = match (self.used, used) {
-            (Some((at, before)), Some(after)) if now > at => {
-                Some(percent(after.saturating_sub(before), now - at))
-            }
-            _ => None,
-        };
+        let steal = self.steal(now);
+        let cpu = self.cpu(now);
         let mut fields = vec![
             ("target", target.as_str().into()),
             ("reason", failure.reason.name().into()),
@@ -1077,6 +1077,34 @@ impl Beating {
         self.changed(&None, now);
     }
 
+    fn base_now(&self, now: Instant) -> Base {
+        Base {
+            at: now,
+            machine: machine(),
+            used: self.processes.used(self.service_pid()),
+        }
+    }
+
+    /// What is counted from: a window of next to nothing would say nothing.
+    fn base(&self, now: Instant) -> Option<Base> {
+        let [newest, older] = self.base;
+        let long = |base: &Base| now.saturating_duration_since(base.at) >= WINDOW;
+        newest.filter(long).or(older).or(newest)
+    }
+
+    fn steal(&self, now: Instant) -> Option<u64> {
+        stolen(self.base(now)?.machine, machine())
+    }
+
+    fn cpu(&self, now: Instant) -> Option<u64> {
+        let base = self.base(now)?;
+        let used = self.processes.used(self.service_pid())?;
+        let time = now
+            .checked_duration_since(base.at)
+            .filter(|time| !time.is_zero())?;
+        Some(percent(used.saturating_sub(base.used?), time))
+    }
+
     fn act(&mut self, now: Instant) {
         if self
             .action
@@ -1086,10 +1114,10 @@ impl Beating {
             return self.hold("running", Duration::ZERO);
         }
         if let Some(most) = self.plan.actions.skip_if_steal {
-            let steal = stolen(self.machine, machine()).unwrap_or(0);
+            let steal = self.steal(now).unwrap_or(0);
             if steal > u64::from(most) {
                 // From here on it is measured anew: the hypervisor may have stopped stealing.
-                self.machine = machine();
+                self.base = [Some(self.base_now(now)), None];
                 return self.hold("steal", Duration::ZERO);
             }
         }
@@ -1177,7 +1205,7 @@ impl Beating {
             ("HEARTBEAT_STATE", self.state_name().to_owned()),
             ("HEARTBEAT_PREVIOUS", self.state_before.to_owned()),
         ];
-        let steal = stolen(self.machine, machine());
+        let steal = self.steal(now);
         variables.extend(steal.map(|steal| ("HEARTBEAT_STEAL", steal.to_string())));
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
