@@ -20,6 +20,79 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_spawnwork");
+
+/// A tool of ours, and where what is said of it can be found.
+struct Tool {
+    name: &'static str,
+    /// Beside its own modules: those of `common` that end it, read variables for it or set them.
+    shared: &'static [&'static str],
+    /// Exit statuses of its client beside the common ones, by the constants that hold them.
+    answers: &'static [&'static str],
+    /// At least so many variables are named in its source.
+    variables: usize,
+    /// Its own variables that are no options.
+    own: &'static [&'static str],
+}
+
+const TOOLS: [Tool; 2] = [
+    Tool {
+        name: "spawnwork",
+        shared: &["common/src"],
+        answers: &["SUPERSEDED: u8 = ", "REFUSED: u8 = "],
+        variables: 10,
+        own: &[
+            "SPAWNWORK_WORKERS",
+            "SPAWNWORK_GENERATION",
+            "SPAWNWORK_PID",
+            "SPAWNWORK_LAST_EXIT",
+            "SPAWNWORK_SHIM",
+            "SPAWNWORK_SHIM_PRELOAD",
+            "SPAWNWORK_DRAIN_MS",
+        ],
+    },
+    Tool {
+        name: "logreopen",
+        shared: &[
+            "common/src/wrap.rs",
+            "common/src/action.rs",
+            "common/src/event.rs",
+        ],
+        answers: &[],
+        variables: 2,
+        own: &["LOGREOPEN_FILE"],
+    },
+];
+
+impl Tool {
+    fn program(&self) -> PathBuf {
+        if self.name == "spawnwork" {
+            return PROGRAM.into();
+        }
+        kit::sibling(PROGRAM, self.name)
+    }
+
+    fn page(&self) -> String {
+        text_of(&format!("man/man1/{}.1", self.name))
+    }
+
+    fn help(&self) -> String {
+        let output = command(self.program()).arg("--help").output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn file(&self, name: &str) -> String {
+        text_of(&format!("bins/{}/src/{name}", self.name))
+    }
+
+    fn source(&self) -> String {
+        source(&format!("bins/{}/src", self.name))
+    }
+
+    fn prefix(&self) -> String {
+        self.name.to_uppercase() + "_"
+    }
+}
 /// For anything that an example waits for; a slow machine is no failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -69,15 +142,13 @@ fn words(head: &str) -> impl Iterator<Item = &str> {
 }
 
 fn page() -> String {
-    text_of("man/man1/spawnwork.1")
+    TOOLS[0].page()
 }
 
 // ---- --help ----
 
 fn help() -> String {
-    let output = command(PROGRAM).arg("--help").output().unwrap();
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
+    TOOLS[0].help()
 }
 
 /// Each option by its long name, with its short one, and its default if it names one.
@@ -88,6 +159,8 @@ fn options_of_help(help: &str) -> BTreeMap<String, (Option<String>, Option<Strin
             .split_whitespace()
             .take_while(|word| word.starts_with('-'))
             .map(|word| word.trim_end_matches(','))
+            // A value that may be left out: --stamp[=<STYLE>]
+            .map(|word| word.split('[').next().unwrap_or(word))
             .collect();
         let long = names.iter().find(|name| name.starts_with("--"));
         let short = names.iter().find(|name| !name.starts_with("--"));
@@ -131,12 +204,16 @@ fn stated_default(body: &str) -> Option<String> {
 
 #[test]
 fn options_of_page_and_help_agree() {
-    let help = options_of_help(&help());
-    let page = options_of_page(&page());
+    TOOLS.iter().for_each(options_agree);
+}
+
+fn options_agree(tool: &Tool) {
+    let help = options_of_help(&tool.help());
+    let page = options_of_page(&tool.page());
     let names = |list: Vec<&String>| list.into_iter().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(help.keys().collect()), names(page.keys().collect()));
 
-    let cli = text_of("bins/spawnwork/src/cli.rs");
+    let cli = tool.file("cli.rs");
     for (name, (short, default)) in &help {
         let (page_short, body) = &page[name];
         assert_eq!(short, page_short, "{name}");
@@ -150,7 +227,7 @@ fn options_of_page_and_help_agree() {
             "{name}: the page names no default, --help does"
         );
         if !matches!(name.as_str(), "--help" | "--version") {
-            let variable = format!("SPAWNWORK{}", name[1..].replace('-', "_").to_uppercase());
+            let variable = tool.prefix() + &name[2..].replace('-', "_").to_uppercase();
             assert!(
                 cli.contains(&format!("env = \"{variable}\"")),
                 "{variable} does not exist"
@@ -161,7 +238,11 @@ fn options_of_page_and_help_agree() {
 
 #[test]
 fn help_fits_two_screens() {
-    let help = help();
+    TOOLS.iter().for_each(help_fits);
+}
+
+fn help_fits(tool: &Tool) {
+    let help = tool.help();
     for line in help.lines() {
         assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
     }
@@ -172,9 +253,11 @@ fn help_fits_two_screens() {
         .rev()
         .take(4)
         .collect();
-    assert!(end[0].contains("man spawnwork"), "{}", end[0]);
+    assert!(end[0].contains(&format!("man {}", tool.name)), "{}", end[0]);
     assert!(
-        end[1].starts_with("  spawnwork ") && end[2].starts_with("  spawnwork "),
+        end[1..3]
+            .iter()
+            .all(|line| line.starts_with("  ") && line.contains(&format!("{} ", tool.name))),
         "two examples at the end"
     );
     assert_eq!(end[3], "Examples:");
@@ -182,21 +265,26 @@ fn help_fits_two_screens() {
 
 #[test]
 fn one_line_says_what_it_is_everywhere() {
-    let page = page();
-    let said = page
-        .lines()
-        .find_map(|line| line.strip_prefix(".Nd "))
-        .unwrap();
-    assert_eq!(help().lines().next(), Some(said), "--help");
-    assert!(text_of("bins/spawnwork/Cargo.toml").contains(&format!("description = \"{said}\"")));
-    assert!(
-        text_of("README.md").contains(&format!("| [`spawnwork`](man/man1/spawnwork.1) | {said} |")),
-        "README"
-    );
-    assert!(
-        text_of("man/man7/nirvana.7").contains(&format!(".It Xr spawnwork 1\n{said}\n")),
-        "nirvana(7)"
-    );
+    for tool in &TOOLS {
+        let (page, name) = (tool.page(), tool.name);
+        let said = page
+            .lines()
+            .find_map(|line| line.strip_prefix(".Nd "))
+            .unwrap();
+        assert_eq!(tool.help().lines().next(), Some(said), "--help");
+        assert!(
+            text_of(&format!("bins/{name}/Cargo.toml"))
+                .contains(&format!("description = \"{said}\""))
+        );
+        assert!(
+            text_of("README.md").contains(&format!("| [`{name}`](man/man1/{name}.1) | {said} |")),
+            "README"
+        );
+        assert!(
+            text_of("man/man7/nirvana.7").contains(&format!(".It Xr {name} 1\n{said}\n")),
+            "nirvana(7)"
+        );
+    }
 }
 
 #[test]
@@ -228,7 +316,13 @@ fn source(directory: &str) -> String {
         }
     }
     let mut text = String::new();
-    collect(&root().join(directory), &mut text);
+    let path = root().join(directory);
+    if path.is_file() {
+        let module = std::fs::read_to_string(&path).unwrap();
+        text.push_str(module.split("#[cfg(test)]").next().unwrap());
+    } else {
+        collect(&path, &mut text);
+    }
     text
 }
 
@@ -279,7 +373,14 @@ fn exit_statuses_are_those_of_the_source() {
             .collect();
     assert_eq!(table, shared, "nirvana(7)");
 
-    let code = source("bins/spawnwork/src");
+    TOOLS.iter().for_each(statuses_agree);
+}
+
+fn statuses_agree(tool: &Tool) {
+    let mut code = tool.source();
+    if tool.shared.contains(&"common/src/wrap.rs") {
+        code += &source("common/src/wrap.rs");
+    }
     let used = [
         ("0", "Exit::Ok"),
         ("1", "Exit::No"),
@@ -298,7 +399,7 @@ fn exit_statuses_are_those_of_the_source() {
         .map(|(status, _)| status.to_owned())
         .collect();
     used.insert("128+N".to_owned());
-    let page = section(&page(), "EXIT STATUS").join("\n");
+    let page = section(&tool.page(), "EXIT STATUS").join("\n");
     let (master, client) = page.split_once(".Ss Of \\-\\-ctl\n").unwrap();
     let statuses = |part: &str| -> BTreeSet<String> {
         let lines: Vec<String> = part.lines().map(str::to_owned).collect();
@@ -308,8 +409,8 @@ fn exit_statuses_are_those_of_the_source() {
     assert_eq!(used, statuses(master));
     // What the client ends with: the master's answers, and its own two.
     let mut answers: BTreeSet<String> = ["0", "1", "2", "124", "125"].map(str::to_owned).into();
-    for before in ["SUPERSEDED: u8 = ", "REFUSED: u8 = "] {
-        let (_, rest) = code.split_once(before).unwrap();
+    for before in tool.answers {
+        let (_, rest) = code.split_once(*before).unwrap();
         answers.insert(rest.split(';').next().unwrap().to_owned());
     }
     assert_eq!(answers, statuses(client));
@@ -347,24 +448,45 @@ fn signals_are_those_of_the_source() {
         );
     }
     handled.remove("SIGCHLD");
-    let items = items(&section(&page(), "SIGNALS"), "Dv");
-    let page: BTreeSet<String> = items
+    assert_eq!(handled, signals_of_page(&TOOLS[0]));
+}
+
+fn signals_of_page(tool: &Tool) -> BTreeSet<String> {
+    let items = items(&section(&tool.page(), "SIGNALS"), "Dv");
+    items
         .iter()
         .filter(|(_, body)| !body.starts_with("Ignored."))
         .flat_map(|(head, _)| words(head).map(str::to_owned))
+        .collect()
+}
+
+/// logreopen uses these itself, and passes all others on.
+#[test]
+fn signals_of_logreopen_are_those_of_the_source() {
+    let run = TOOLS[1].file("run.rs");
+    let table = run.split("mod own_signals {").nth(1).unwrap();
+    let handled: BTreeSet<String> = table
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once(':'))
+        .map(|(name, _)| format!("SIG{name}"))
         .collect();
-    assert_eq!(handled, page);
+    assert!(handled.len() >= 5);
+    assert_eq!(handled, signals_of_page(&TOOLS[1]));
 }
 
 #[test]
 fn events_are_those_of_the_source() {
-    let events = text_of("bins/spawnwork/src/events.rs");
+    TOOLS.iter().for_each(events_agree);
+}
+
+fn events_agree(tool: &Tool) {
+    let events = tool.file("events.rs");
     let names: BTreeMap<&str, &str> = events
         .lines()
         .filter_map(|line| line.strip_prefix("pub const ")?.split_once(": &str = \""))
         .map(|(name, rest)| (name, rest.trim_end_matches("\";")))
         .collect();
-    let page: BTreeMap<String, BTreeSet<String>> = items(&section(&page(), "EVENTS"), "Ic")
+    let page: BTreeMap<String, BTreeSet<String>> = items(&section(&tool.page(), "EVENTS"), "Ic")
         .into_iter()
         .map(|(head, _)| {
             let (name, keys) = head.split_once(" Ar ").unwrap_or((&head, ""));
@@ -375,7 +497,7 @@ fn events_are_those_of_the_source() {
     assert_eq!(names.values().copied().collect::<BTreeSet<_>>(), listed);
 
     // The keys of an event: in the statement that says it, or in the `fields` made before that.
-    let code = joined(&source("bins/spawnwork/src"));
+    let code = joined(&tool.source());
     let mut wrong = String::new();
     for (constant, name) in names {
         let mut keys = BTreeSet::new();
@@ -480,7 +602,11 @@ fn requests_of_page_and_help_agree() {
 
 #[test]
 fn the_environment_is_that_of_the_source() {
-    let page = page();
+    TOOLS.iter().for_each(environment_agrees);
+}
+
+fn environment_agrees(tool: &Tool) {
+    let page = tool.page();
     let environment = section(&page, "ENVIRONMENT").join("\n");
     let listed: BTreeSet<&str> = environment
         .lines()
@@ -492,7 +618,11 @@ fn the_environment_is_that_of_the_source() {
         .filter(|word| word.len() > 1 && !word.ends_with('*'))
         .collect();
 
-    let code = joined(&(source("bins/spawnwork/src") + &source("common/src")));
+    let mut code = tool.source();
+    for module in tool.shared {
+        code += &source(module);
+    }
+    let code = joined(&code);
     let mut used: BTreeSet<&str> = BTreeSet::new();
     for before in [
         "var(\"",
@@ -508,30 +638,21 @@ fn the_environment_is_that_of_the_source() {
         used.extend(literals_after(&code, before));
     }
     used.retain(|name| {
-        let own = [
-            "SPAWNWORK_WORKERS",
-            "SPAWNWORK_GENERATION",
-            "SPAWNWORK_PID",
-            "SPAWNWORK_LAST_EXIT",
-            "SPAWNWORK_SHIM",
-            "SPAWNWORK_SHIM_PRELOAD",
-            "SPAWNWORK_DRAIN_MS",
-        ];
         let is_name = name.len() > 2
             && name
                 .bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         is_name
             && (name.contains('_') || name.bytes().all(|byte| byte.is_ascii_uppercase()))
-            && (!name.starts_with("SPAWNWORK_") || own.contains(name))
+            && (!name.starts_with(&tool.prefix()) || tool.own.contains(name))
     });
-    assert!(used.len() > 10, "{used:?}");
+    assert!(used.len() >= tool.variables, "{used:?}");
     for name in &used {
         assert!(listed.contains(name), "{name} is used, and not in the page");
     }
     for name in listed {
         assert!(
-            name == "SPAWNWORK_OPTION" || code.contains(name),
+            name == tool.prefix() + "OPTION" || code.contains(name),
             "{name} is in the page, and not used"
         );
     }
@@ -923,7 +1044,8 @@ fn commands_of_the_readme_run() {
         match line {
             "```sh" => within = true,
             "```" => within = false,
-            line if within && !line.is_empty() => session.run(line),
+            // Those of other tools are run by their own tests.
+            line if within && !line.is_empty() && !line.contains("logreopen ") => session.run(line),
             _ => {}
         }
     }

@@ -342,9 +342,9 @@ fn a_file_that_is_removed_from_a_full_disk_is_let_go() {
     assert_eq!(set.service.stop(), 0);
 }
 
-// Edge cases 5 and 6: a file system that becomes read-only, one of two files.
+// Edge cases 5 and 6.
 #[test]
-fn a_read_only_remount_concerns_one_file_only() {
+fn one_of_two_files_cannot_be_opened_and_the_other_is_changed() {
     let disk = Mounted::tmpfs(16 << 20);
     let log = disk.path().join("app.out");
     let other = Dir::new();
@@ -363,8 +363,6 @@ fn a_read_only_remount_concerns_one_file_only() {
         .dir(dir.path())
         .start();
     service.event("command-started");
-    // Moved by its open descriptor's sake: the old file stays writable for whoever has it open, so the
-    // file system can only be made read-only when it is not.
     let moved = |name: &Path| std::fs::rename(name, name.with_extension("1")).unwrap();
     moved(&log);
     moved(&err);

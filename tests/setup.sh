@@ -55,6 +55,13 @@ need socat socat
 need script bsdutils
 need pgrep procps
 need promtool prometheus
+need logrotate logrotate
+need gzip gzip
+need mkfs.ext4 e2fsprogs
+need fsfreeze util-linux
+need prlimit util-linux
+need bindfs bindfs
+need strace strace
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core
 	need start_server libserver-starter-perl

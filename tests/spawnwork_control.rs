@@ -896,3 +896,48 @@ fn a_client_that_asks_for_much_and_reads_nothing_is_closed() {
     deaf.read_to_end(&mut text).unwrap();
     assert!(text.starts_with(b"# events"), "{} bytes", text.len());
 }
+
+#[test]
+fn an_answer_that_cannot_be_kept_is_none() {
+    let service = Service::shell(&["-n", "40"], "exec sleep 600");
+    let ask = |words: &str, to: &str| {
+        let line = format!("exec \"$0\" --ctl c.sock {words} >{to}");
+        Run::new("sh")
+            .args(["-c", &line, SPAWNWORK])
+            .dir(service.dir.path())
+            .finish()
+    };
+    for words in ["status", "metrics", "version"] {
+        let full = ask(words, "/dev/full");
+        assert_eq!(full.status, 125, "{words}: {}", full.err);
+        assert!(
+            full.err.contains("no space left on device"),
+            "{words}: {}",
+            full.err
+        );
+    }
+    // A pipe that somebody has made non-blocking: what does not fit waits, and all of it comes.
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let mut asking = Run::new(SPAWNWORK)
+        .arg("--ctl")
+        .args([service.socket()])
+        .args(["metrics"])
+        .stdout(writer)
+        .start();
+    // It waits for room, or is so far.
+    eventually("it sleeps", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", asking.pid())).ok()?;
+        (stat.contains(") S ") || stat.contains(") Z ")).then_some(())
+    });
+    let mut text = String::new();
+    std::fs::File::from(reader)
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(asking.end(), 0, "{:?}", asking.err());
+    assert!(text.len() > 8192, "{}", text.len());
+    let whole = service.ctl(&["metrics"]).out;
+    assert_eq!(text.lines().count(), whole.lines().count());
+}

@@ -82,6 +82,13 @@ pub fn run(question: &Question) -> Result<Exit> {
     let terminal = nix::unistd::isatty(crate::sys::standard(1)).unwrap_or(false);
     let mut printed = false;
     let mut heard = true;
+    let mut failed = None;
+    let mut say = |line: &str| {
+        let more = print(line);
+        let goes_on = matches!(more, Ok(true));
+        failed = failed.take().or(more.err());
+        goes_on
+    };
     let reply = control::ask(
         &question.path,
         &question.request,
@@ -90,30 +97,29 @@ pub fn run(question: &Question) -> Result<Exit> {
             if let Some(step) = line.strip_prefix("progress ") {
                 // For whoever watches; a script asks for the result.
                 if terminal {
-                    heard &= print(step);
+                    heard &= say(step);
                 }
             } else if let Some(words) = line.strip_prefix("stderr ") {
                 note(&format!("| {words}"));
             } else {
                 printed = true;
-                heard &= print(line);
+                heard &= say(line);
             }
             heard
         },
     )?;
     match reply {
-        None => Ok(Exit::Ok),
-        Some(Reply::Ok(text)) => {
-            if !printed && !text.is_empty() {
-                let _ = print(&text);
-            }
-            Ok(Exit::Ok)
+        Some(Reply::Ok(text)) if !printed && !text.is_empty() => drop(say(&text)),
+        None | Some(Reply::Ok(_)) => {}
+        Some(Reply::Err(code, text)) => {
+            return Err(Error {
+                message: text,
+                exit: Exit::Code(code),
+            });
         }
-        Some(Reply::Err(code, text)) => Err(Error {
-            message: text,
-            exit: Exit::Code(code),
-        }),
     }
+    // Not the whole answer: whoever keeps it in a file is not to take it for one.
+    failed.map_or(Ok(Exit::Ok), Err)
 }
 
 #[cfg(test)]

@@ -180,6 +180,40 @@ pub fn next_ended() -> Option<i32> {
         .map(|(pid, _)| pid)
 }
 
+/// Why execve(2) would answer E2BIG, if it would: one string of the arguments or the environment may have
+/// 32 pages, and all of them together, a pointer for each included, a quarter of the stack's limit, at
+/// least 128 KiB and at most 6 MiB (execve(2), "Limits on size of arguments and environment";
+/// fs/exec.c, bprm_stack_limits).
+#[must_use]
+pub fn too_large(image: &Image) -> Option<String> {
+    use nix::sys::resource::{Resource, getrlimit};
+    use nix::unistd::{SysconfVar, sysconf};
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+    let longest = 32
+        * page
+            .and_then(|page| usize::try_from(page).ok())
+            .unwrap_or(4096);
+    let strings = || image.arguments.iter().chain(&image.environment);
+    let size = |text: &CString| text.as_bytes_with_nul().len();
+    if let Some(text) = strings().find(|text| size(text) > longest) {
+        let start: String = text.to_string_lossy().chars().take(20).collect();
+        let size = size(text);
+        return Some(format!(
+            "'{start}...' has {size} bytes, and a program takes no more than {longest} in one piece"
+        ));
+    }
+    let stack = getrlimit(Resource::RLIMIT_STACK).map_or(u64::MAX, |(soft, _)| soft);
+    let most = (stack / 4).clamp(128 << 10, 6 << 20);
+    let all = strings()
+        .map(|text| (size(text) + size_of::<usize>()) as u64)
+        .sum::<u64>();
+    (all > most).then(|| {
+        format!(
+            "arguments and environment have {all} bytes, and a program takes no more than {most}"
+        )
+    })
+}
+
 /// Reaps a child that nobody knows: an orphan that came to us, the subreaper or PID 1.
 pub fn reap_stranger(pid: i32) {
     let _ = sys::wait_id(Which::Pid(pid), Reap::Yes);

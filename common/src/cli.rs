@@ -1,9 +1,10 @@
 //! The command line: one `main` for all tools, one parser for each kind of value.
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::exit::{End, Exit};
 use crate::socket::Address;
 use crate::time::Rate;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -28,7 +29,8 @@ pub fn main_with<C: clap::Parser>(
         }
         Err(help) => {
             // --help and --version; a closed stdout is nobody's fault.
-            write_all(crate::sys::standard(1), help.to_string().as_bytes());
+            let text = help.to_string();
+            let _ = write_all(crate::sys::standard(1), text.as_bytes(), PollTimeout::NONE);
             ExitCode::SUCCESS
         }
     }
@@ -37,35 +39,48 @@ pub fn main_with<C: clap::Parser>(
 /// The status, and for an error its line on stderr.
 pub fn finish(tool: &str, result: Result<Exit>) -> ExitCode {
     let exit = result.unwrap_or_else(|error| {
-        write_all(
-            crate::sys::standard(2),
-            format!("{tool}: {error}\n").as_bytes(),
-        );
+        note(&format!("{tool}: {error}"));
         error.exit
     });
     ExitCode::from(exit.code())
 }
 
 /// Prints a line of the product on stdout; false when nobody reads there any more.
-#[must_use]
-pub fn print(line: &str) -> bool {
-    write_all(crate::sys::standard(1), format!("{line}\n").as_bytes())
+///
+/// # Errors
+/// It cannot be written: a full disk, for one.
+pub fn print(line: &str) -> Result<bool> {
+    let line = format!("{line}\n");
+    match write_all(crate::sys::standard(1), line.as_bytes(), PollTimeout::NONE) {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => Ok(false),
+        Err(why) => Err(why).doing("write to standard output"),
+    }
 }
 
 /// Prints a line on stderr that is no error of ours.
 pub fn note(line: &str) {
-    write_all(crate::sys::standard(2), format!("{line}\n").as_bytes());
+    let line = format!("{line}\n");
+    // Nobody is held up for long by who does not read what we complain of.
+    let _ = write_all(crate::sys::standard(2), line.as_bytes(), 100u8.into());
 }
 
-fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> bool {
+fn write_all(fd: impl AsFd, mut bytes: &[u8], patience: PollTimeout) -> nix::Result<()> {
     while !bytes.is_empty() {
         match nix::unistd::write(&fd, bytes) {
             Ok(count) => bytes = &bytes[count..],
             Err(nix::Error::EINTR) => {}
-            Err(_) => return false,
+            // Whoever shares it with us (node, for one) may have made it non-blocking.
+            Err(nix::Error::EAGAIN) => {
+                let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+                if poll(&mut fds, patience) == Ok(0) {
+                    return Err(nix::Error::EAGAIN);
+                }
+            }
+            Err(why) => return Err(why),
         }
     }
-    true
+    Ok(())
 }
 
 /// clap's message without its paragraphs.

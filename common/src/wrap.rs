@@ -142,6 +142,8 @@ impl Wrapped {
                 let _ = nix::sys::signal::raise(Signal::SIGSTOP);
             }
             (Sender::Kernel, _) => {}
+            // SIGPIPE and SIGXFSZ for what we wrote ourselves look like that (send_sig of kernel/signal.c).
+            (Sender::Process(pid), _) if pid == std::process::id() => {}
             (Sender::Process(_), _) => self.child.signal(received.signal),
         }
     }

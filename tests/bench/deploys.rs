@@ -67,15 +67,15 @@ fn masters() -> Vec<Master> {
         Master {
             name: "spawnwork, node",
             app: App::Node,
-            start: format!("exec {spawnwork} -n 2 --control c.sock --ready-timeout 3s -- node app.js"),
+            start: format!("exec {spawnwork} -n 2 --control c.sock --ready-timeout 3s --orphans adopt -- node app.js"),
             reload: "SPAWNWORK --ctl c.sock reload",
             needs: format!("test -x {spawnwork}"),
-            how: "--ready-timeout 3s, all else as it is by default; --ctl reload",
+            how: "--ready-timeout 3s, --orphans adopt; --ctl reload",
         },
         Master {
             name: "spawnwork, python",
             app: App::Server,
-            start: format!("exec {spawnwork} -n 2 --control c.sock --ready-timeout 3s -l 127.0.0.1:$PORT -- python3 app.py"),
+            start: format!("exec {spawnwork} -n 2 --control c.sock --ready-timeout 3s --orphans adopt -l 127.0.0.1:$PORT -- python3 app.py"),
             reload: "SPAWNWORK --ctl c.sock reload",
             needs: format!("test -x {spawnwork}"),
             how: "the same, with a socket by LISTEN_FDS and READY=1",

@@ -77,7 +77,7 @@ pub struct Cli {
     /// Make missing directories, mode 0750
     #[arg(long, env = "LOGREOPEN_MKDIR", value_parser = BoolishValueParser::new(), hide_env = true, help_heading = "Files")]
     pub mkdir: bool,
-    /// When to have it on disk: D, reopen, never
+    /// Sync each D, or at a reopen
     #[arg(long, value_name = "WHEN", env = "LOGREOPEN_FSYNC", hide_env = true, help_heading = "Files", value_parser = fsync, default_value = "never")]
     pub fsync: Fsync,
 
@@ -186,7 +186,7 @@ pub struct Cli {
     pub verbose: bool,
 
     /// The command and its arguments, or FILE, or a request
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[arg(trailing_var_arg = true, hide = true)]
     pub words: Vec<OsString>,
 }
 

@@ -4,6 +4,8 @@
 pub const OUTPUT_OPENED: &str = "output-opened";
 /// The old file was let go, and another one taken.
 pub const OUTPUT_REOPENED: &str = "output-reopened";
+/// The path still leads to the file that is open.
+pub const OUTPUT_UNCHANGED: &str = "output-unchanged";
 /// A file was moved or removed, and nobody said so.
 pub const OUTPUT_MOVED: &str = "output-moved";
 /// Another file could not be opened; the old one is kept, and it is tried again.

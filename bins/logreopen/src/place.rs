@@ -147,6 +147,8 @@ impl Place {
                 Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
                 done => done?,
             }
+            // Whatever the umask.
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o750))?;
             if let Some((uid, gid)) = self.owner {
                 let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
                 nix::unistd::chown(directory, Some(uid), Some(gid))?;

@@ -2,13 +2,17 @@
 //! Nothing here waits or writes.
 
 use crate::cli::OnFull;
+use crate::stream::LONGEST;
 use common::lines::{Buffer, Run, count};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
-/// A full buffer is waited for that long before a line is dropped: a disk that is only slow catches up,
-/// and the command does not notice, for its pipe has room meanwhile.
+/// A full buffer is waited for so long after the last write before lines are dropped; the pipe has room
+/// meanwhile.
 const GRACE: Duration = Duration::from_millis(10);
+/// A disk that is only slow is waited for longer, for it sets the pace as it would without us: the kernel
+/// pauses a writer for 200 ms at a time (MAX_PAUSE of mm/page-writeback.c), and now and then more than once.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What was dropped, in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +54,10 @@ pub enum Room {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Full {
     No,
+    /// Nothing was written since then.
     Since(Instant),
+    /// It has been waited for; what does not fit now is dropped.
+    Stuck,
     Dropping,
 }
 
@@ -96,20 +103,29 @@ impl Queue {
         self.lost
     }
 
-    /// Whether more may be read.
-    pub fn room(&mut self, now: Instant) -> Room {
-        if self.held < self.limit {
+    /// Whether more may be read. `slow` is asked when a full buffer has been waited for: whether the disk
+    /// takes what it is given, and only takes its time.
+    pub fn room(&mut self, now: Instant, slow: &mut dyn FnMut() -> bool) -> Room {
+        // The next read may bring that much; the first one always passes.
+        let chunk = LONGEST.min(self.limit / 2);
+        if self.held == 0 || self.held + chunk <= self.limit {
             return Room::Yes;
         }
         match (self.policy, self.full) {
             (OnFull::Block, _) => Room::No,
-            (OnFull::Drop, Full::Dropping) => Room::Yes,
+            (OnFull::Drop, Full::Stuck | Full::Dropping) => Room::Yes,
             (OnFull::Drop, Full::No) => {
                 self.full = Full::Since(now);
                 Room::Later(now + GRACE)
             }
-            (OnFull::Drop, Full::Since(since)) if now >= since + GRACE => Room::Yes,
-            (OnFull::Drop, Full::Since(since)) => Room::Later(since + GRACE),
+            (OnFull::Drop, Full::Since(since)) if now < since + GRACE => Room::Later(since + GRACE),
+            (OnFull::Drop, Full::Since(since)) if now < since + SLOW && slow() => {
+                Room::Later(now + GRACE)
+            }
+            (OnFull::Drop, Full::Since(_)) => {
+                self.full = Full::Stuck;
+                Room::Yes
+            }
         }
     }
 
@@ -134,9 +150,11 @@ impl Queue {
             }
         }
         let length = run.buffer.filled().len();
-        let fits = self.held == 0 || self.held + length <= self.limit;
-        if self.policy == OnFull::Block || (fits && self.full != Full::Dropping) {
-            return self.push(run);
+        let fits = self.held + length <= self.limit;
+        match self.full {
+            Full::No | Full::Since(_) => return self.push(run),
+            Full::Stuck if fits => return self.push(run),
+            Full::Stuck | Full::Dropping => {}
         }
         // The lines that fit are kept, all that follows is dropped, until much has been written: one gap,
         // not many.
@@ -202,6 +220,14 @@ impl Queue {
         self.items.push_back(Item::Rotate(request));
     }
 
+    /// Nobody waits for the disk any more: what does not fit is dropped and counted.
+    pub fn give_up(&mut self) {
+        self.policy = OnFull::Drop;
+        if self.full != Full::Dropping {
+            self.full = Full::Stuck;
+        }
+    }
+
     /// No more comes: a gap at the end is said too.
     pub fn close(&mut self) {
         self.close_gap();
@@ -226,13 +252,14 @@ impl Queue {
         self.items.remove(at)
     }
 
-    /// So many bytes of what was taken out are written.
-    pub fn written(&mut self, bytes: usize) {
+    /// So many bytes of what was taken out are written now.
+    pub fn written(&mut self, bytes: usize, now: Instant) {
         self.held -= bytes.min(self.held);
+        if let Full::Since(since) = &mut self.full {
+            *since = now;
+        }
         if self.held <= self.limit / 2 {
-            if self.full == Full::Dropping {
-                self.close_gap();
-            }
+            self.close_gap();
             self.full = Full::No;
         }
     }
@@ -266,7 +293,7 @@ mod tests {
         while let Some(item) = queue.pop() {
             out.push(match item {
                 Item::Run(run) => {
-                    queue.written(run.buffer.filled().len());
+                    queue.written(run.buffer.filled().len(), Instant::now());
                     String::from_utf8_lossy(run.buffer.filled()).into_owned()
                 }
                 Item::Gap(gap) => format!("gap {} {}", gap.lines, gap.bytes),
@@ -281,6 +308,7 @@ mod tests {
     fn what_does_not_fit_is_dropped_by_whole_lines_and_said_once() {
         let mut queue = Queue::new(10, OnFull::Drop);
         queue.offer(run("1234\n"), 0, EPOCH);
+        queue.give_up();
         // Of this one line fits.
         queue.offer(run("56\n78\n90\n"), 0, EPOCH + Duration::from_secs(1));
         queue.offer(run("a\n"), 0, EPOCH + Duration::from_secs(2));
@@ -295,14 +323,15 @@ mod tests {
     #[test]
     fn it_drops_until_half_is_written() {
         let mut queue = Queue::new(10, OnFull::Drop);
+        queue.give_up();
         for text in ["123\n", "456\n", "789\n"] {
             queue.offer(run(text), 0, EPOCH);
         }
         assert_eq!((queue.held(), queue.lost()), (8, (1, 4)));
-        queue.written(2);
+        queue.written(2, Instant::now());
         queue.offer(run("a\n"), 0, EPOCH);
         assert_eq!(queue.lost(), (2, 6));
-        queue.written(1);
+        queue.written(1, Instant::now());
         queue.offer(run("b\n"), 0, EPOCH);
         assert_eq!((queue.held(), queue.lost()), (7, (2, 6)));
         let mut rest = drained(&mut queue);
@@ -320,35 +349,33 @@ mod tests {
     #[test]
     fn a_line_in_pieces_is_dropped_to_its_end() {
         let mut queue = Queue::new(8, OnFull::Drop);
+        queue.give_up();
         queue.offer(run("aaaa"), 0, EPOCH);
         queue.offer(piece("bbbbbbbb"), 0, EPOCH);
         // The other stream is not concerned, but for the space.
         queue.offer(run("x\n"), 1, EPOCH);
-        queue.written(4);
+        queue.written(4, Instant::now());
         queue.offer(piece("cc"), 0, EPOCH);
         queue.offer(piece("d\ne\n"), 0, EPOCH);
         assert_eq!(queue.lost(), (2, 14));
         assert_eq!(
             drained(&mut queue),
-            ["aaaa", "gap 1 10", "e\n"],
-            "the rest of the line goes with it"
+            ["aaaa", "gap 1 10", "e\n", "gap 1 4"],
+            "the rest of the line goes too, and is counted"
         );
-        // What was dropped after the first gap stands in the next.
-        queue.close();
-        assert_eq!(drained(&mut queue), ["gap 1 4"]);
     }
 
     #[test]
     fn block_drops_nothing_and_says_no() {
         let mut queue = Queue::new(4, OnFull::Block);
         let now = Instant::now();
-        assert_eq!(queue.room(now), Room::Yes);
+        assert_eq!(queue.room(now, &mut || false), Room::Yes);
         queue.offer(run("123\n"), 0, EPOCH);
         queue.offer(run("456\n"), 0, EPOCH);
-        assert_eq!(queue.room(now + GRACE * 100), Room::No);
+        assert_eq!(queue.room(now + GRACE * 100, &mut || false), Room::No);
         assert_eq!(queue.lost(), (0, 0));
-        queue.written(5);
-        assert_eq!(queue.room(now), Room::Yes);
+        queue.written(6, Instant::now());
+        assert_eq!(queue.room(now, &mut || false), Room::Yes);
     }
 
     #[test]
@@ -356,15 +383,38 @@ mod tests {
         let mut queue = Queue::new(4, OnFull::Drop);
         let now = Instant::now();
         queue.offer(run("123\n"), 0, EPOCH);
-        assert_eq!(queue.room(now), Room::Later(now + GRACE));
-        assert_eq!(queue.room(now + GRACE / 2), Room::Later(now + GRACE));
-        assert_eq!(queue.room(now + GRACE), Room::Yes);
+        assert_eq!(queue.room(now, &mut || false), Room::Later(now + GRACE));
+        assert_eq!(
+            queue.room(now + GRACE / 2, &mut || false),
+            Room::Later(now + GRACE)
+        );
+        assert_eq!(queue.room(now + GRACE, &mut || false), Room::Yes);
         queue.offer(run("4\n"), 0, EPOCH);
         assert_eq!(queue.lost(), (1, 2));
         // From then on nobody waits.
-        assert_eq!(queue.room(now + GRACE * 2), Room::Yes);
-        queue.written(4);
-        assert_eq!(queue.room(now + GRACE * 3), Room::Yes);
+        assert_eq!(queue.room(now + GRACE * 2, &mut || false), Room::Yes);
+        queue.written(4, Instant::now());
+        assert_eq!(queue.room(now + GRACE * 3, &mut || false), Room::Yes);
+    }
+
+    #[test]
+    fn a_disk_that_is_only_slow_is_waited_for() {
+        let mut queue = Queue::new(8, OnFull::Drop);
+        let mut now = Instant::now();
+        queue.offer(run("1234567890\n"), 0, EPOCH);
+        for _ in 0..3 {
+            assert_eq!(queue.room(now, &mut || false), Room::Later(now + GRACE));
+            now += GRACE / 2;
+            queue.written(1, now);
+        }
+        assert_eq!(
+            (queue.held(), queue.room(now, &mut || false)),
+            (8, Room::Later(now + GRACE))
+        );
+        let late = now + GRACE;
+        assert_eq!(queue.room(late, &mut || true), Room::Later(late + GRACE));
+        assert_eq!(queue.room(now + SLOW, &mut || true), Room::Yes);
+        assert_eq!(queue.room(late, &mut || false), Room::Yes);
     }
 
     #[test]
@@ -403,6 +453,11 @@ mod tests {
             let mut number = 0u64;
             let (mut kept, mut gaps) = (Vec::new(), 0);
             for (lines, taken) in steps {
+                let now = Instant::now();
+                if queue.room(now, &mut || false) != Room::Yes {
+                    // It is stuck for long enough.
+                    assert_eq!(queue.room(now + SLOW, &mut || false), Room::Yes);
+                }
                 let mut text = String::new();
                 for _ in 0..lines {
                     number += 1;
@@ -412,7 +467,7 @@ mod tests {
                 for _ in 0..taken {
                     match queue.pop() {
                         Some(Item::Run(run)) => {
-                            queue.written(run.buffer.filled().len());
+                            queue.written(run.buffer.filled().len(), Instant::now());
                             kept.extend_from_slice(run.buffer.filled());
                         }
                         Some(Item::Gap(gap)) => gaps += gap.lines,

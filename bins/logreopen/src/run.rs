@@ -7,7 +7,7 @@ use crate::plan::Plan;
 use crate::queue::Room;
 use crate::stream::{SHOWN, Stream, Turn};
 use crate::tell::{Voice, gap_fields, speaker};
-use crate::writer::{Reopened, Report, Shared};
+use crate::writer::{Report, Shared};
 use common::action::Action;
 use common::control::{Reply, Server};
 use common::error::{Result, describe};
@@ -268,6 +268,7 @@ impl Pumping {
         all.extend(self.server.as_ref().and_then(Server::deadline));
         all.extend(self.action.as_ref().map(|(action, _)| action.deadline()));
         match self.phase {
+            Phase::Lingering { until, quiet } if self.any_held() => all.push(until.max(quiet)),
             Phase::Lingering { until, quiet } => all.push(until.min(quiet)),
             Phase::Closing(until) => all.push(until),
             Phase::Running | Phase::Over => {}
@@ -309,8 +310,12 @@ impl Pumping {
             }
         }
         match self.phase {
-            Phase::Lingering { until, quiet } if now >= until.min(quiet) => {
+            // Silence is only that of a pipe that could be read.
+            Phase::Lingering { until, quiet }
+                if now >= until || (now >= quiet && !self.any_held()) =>
+            {
                 for index in 0..self.streams.len() {
+                    self.last_of(index, now);
                     self.end_stream(index, now);
                 }
             }
@@ -320,6 +325,25 @@ impl Pumping {
         self.go_on(now);
     }
 
+    fn any_held(&self) -> bool {
+        let mut streams = self.streams.iter();
+        streams.any(|stream| !stream.ended && stream.held.is_some())
+    }
+
+    /// What is still in a pipe that nobody reads on, because its file cannot be written: it is counted.
+    fn last_of(&mut self, index: usize, now: Instant) {
+        let stream = &self.streams[index];
+        if stream.ended || stream.held.is_none() {
+            return;
+        }
+        let shared = Arc::clone(&self.outputs[stream.output].shared);
+        shared.lock().queue.give_up();
+        // More than a pipe holds cannot be there; whoever still writes is not waited for.
+        for _ in 0..=stream.size() / crate::stream::LONGEST {
+            self.on_stream(index, now);
+        }
+    }
+
     /// What follows when all streams have ended, and then when all is written.
     fn go_on(&mut self, now: Instant) {
         let read = self.streams.iter().all(|stream| stream.ended);
@@ -327,12 +351,11 @@ impl Pumping {
         if matches!(self.phase, Phase::Running | Phase::Lingering { .. }) && read && command_gone {
             self.phase = Phase::Closing(now + self.plan.drain_timeout);
             if let Some(end) = self.end {
-                self.say(
-                    Level::Info,
-                    events::COMMAND_EXITED,
-                    &[("status", end.into())],
-                    None,
-                );
+                let fields = match end {
+                    End::Exited(status) => [("status", status.into())],
+                    End::Killed(signal) => [("signal", common::signal::name(signal).into())],
+                };
+                self.say(Level::Info, events::COMMAND_EXITED, &fields, None);
             }
             for index in 0..self.files {
                 // A file that is to be changed at the end of a line has got there.
@@ -356,8 +379,8 @@ impl Pumping {
 
     fn on_signal(&mut self, received: Received, now: Instant) {
         match received.signal {
-            libc_signal::HUP => self.reopen_all(None, now),
-            libc_signal::CHLD => {
+            own_signals::HUP => self.reopen_all(None, now),
+            own_signals::CHLD => {
                 // As process 1 of a container we get everybody's orphans.
                 let own = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
                 let action = self.action.as_ref().map(|(action, _)| action.pid());
@@ -370,7 +393,7 @@ impl Pumping {
             }
             signal => match &self.wrapped {
                 Some(wrapped) => wrapped.forward(received),
-                None if matches!(signal, libc_signal::TERM | libc_signal::INT) => {
+                None if matches!(signal, own_signals::TERM | own_signals::INT) => {
                     // The program before us in the pipe may have last words: the end is the end of
                     // input, unless somebody insists.
                     self.asked_to_end += 1;
@@ -381,7 +404,7 @@ impl Pumping {
                         }
                     }
                 }
-                None if signal == libc_signal::QUIT => {
+                None if signal == own_signals::QUIT => {
                     self.end_signal = Some(signal);
                     for index in 0..self.streams.len() {
                         self.end_stream(index, now);
@@ -505,7 +528,7 @@ impl Pumping {
         }
         let stream = &mut self.streams[index];
         let mut inner = self.outputs[stream.output].shared.lock();
-        let room = inner.queue.room(now);
+        let room = inner.room(now);
         stream.held = match room {
             Room::Yes => None,
             Room::Later(then) => Some(Some(then)),
@@ -748,11 +771,18 @@ impl Pumping {
 
     fn on_report(&mut self, index: usize, report: Report, now: Instant) {
         let name = self.outputs[index].name();
-        let file = || ("file", Value::from(name.clone()));
+        let file = || Value::from(name.clone());
         match report {
             Report::Reopened(reopened) => {
                 self.outputs[index].failing = false;
-                let fields = reopened_fields(&name, &reopened);
+                let fields = [
+                    ("file", file()),
+                    ("old", reopened.old.into()),
+                    ("inode", reopened.new.into()),
+                    ("bytes", reopened.bytes.into()),
+                    ("lines", reopened.lines.into()),
+                    ("took", reopened.took.into()),
+                ];
                 self.say(Level::Info, events::OUTPUT_REOPENED, &fields, Some(index));
                 let said = format!(
                     "{name} reopened: inode {} to {}, {} lines in the old one",
@@ -761,6 +791,12 @@ impl Pumping {
                 self.done(index, reopened.request, Ok(said), now);
             }
             Report::Unchanged(request) => {
+                self.say(
+                    Level::Debug,
+                    events::OUTPUT_UNCHANGED,
+                    &[("file", file())],
+                    Some(index),
+                );
                 let said = format!("{name} unchanged");
                 self.done(index, request, Ok(said), now);
             }
@@ -771,24 +807,29 @@ impl Pumping {
             } => {
                 self.outputs[index].failing = true;
                 if !again {
-                    let fields = [file(), ("error", why.clone().into())];
+                    let fields = [("file", file()), ("error", why.clone().into())];
                     self.say(Level::Error, events::REOPEN_FAILED, &fields, Some(index));
                 }
                 self.done(index, request, Err(format!("{name}: {why}")), now);
             }
             Report::Moved => {
-                self.say(Level::Info, events::OUTPUT_MOVED, &[file()], Some(index));
+                self.say(
+                    Level::Info,
+                    events::OUTPUT_MOVED,
+                    &[("file", file())],
+                    Some(index),
+                );
             }
             Report::WriteFailed(why) => {
                 self.outputs[index].failing = true;
-                let fields = [file(), ("error", why.into())];
+                let fields = [("file", file()), ("error", why.into())];
                 self.say(Level::Error, events::WRITE_FAILED, &fields, Some(index));
             }
             Report::Recovered { after, held } => {
                 self.outputs[index].failing = false;
                 let lost = self.outputs[index].shared.lock().queue.lost();
                 let fields = [
-                    file(),
+                    ("file", file()),
                     ("held", held.into()),
                     ("lost", lost.0.into()),
                     ("took", after.into()),
@@ -802,16 +843,27 @@ impl Pumping {
             }
             Report::Lost(gap) => {
                 self.lost = true;
-                let [lines, bytes, since, until] = gap_fields(&gap);
-                let fields = [file(), lines, bytes, since, until];
+                let [lines, bytes, since, until] = gap_fields(&gap).map(|(_, value)| value);
+                let fields = [
+                    ("file", file()),
+                    ("lines", lines),
+                    ("bytes", bytes),
+                    ("since", since),
+                    ("until", until),
+                ];
                 self.say(Level::Warning, events::LINES_LOST, &fields, Some(index));
             }
             Report::Split => {
-                self.say(Level::Warning, events::LINE_SPLIT, &[file()], Some(index));
+                self.say(
+                    Level::Warning,
+                    events::LINE_SPLIT,
+                    &[("file", file())],
+                    Some(index),
+                );
             }
             Report::Truncated(from, to) => {
                 let fields = [
-                    file(),
+                    ("file", file()),
                     ("from", from.into()),
                     ("to", to.into()),
                     (
@@ -823,15 +875,14 @@ impl Pumping {
                 self.say(Level::Warning, events::TRUNCATED, &fields, Some(index));
             }
             Report::Rotated(to, rotated) => {
-                let mut fields = vec![
-                    file(),
+                let fields = [
+                    ("file", file()),
                     ("to", to.to_string_lossy().into_owned().into()),
                     ("bytes", rotated.bytes.into()),
                     ("lines", rotated.lines.into()),
                     ("took", rotated.took.into()),
                 ];
                 self.say(Level::Info, events::ROTATED, &fields, Some(index));
-                fields.clear();
                 let said = format!("{name} rotated to {}", to.display());
                 self.done(index, rotated.request, Ok(said), now);
                 if self.plan.on_rotate.is_some() {
@@ -840,7 +891,7 @@ impl Pumping {
                 }
             }
             Report::RotateFailed(request, why) => {
-                let fields = [file(), ("error", why.clone().into())];
+                let fields = [("file", file()), ("error", why.clone().into())];
                 self.say(Level::Error, events::ROTATE_FAILED, &fields, Some(index));
                 self.done(index, request, Err(format!("{name}: {why}")), now);
             }
@@ -1169,19 +1220,8 @@ impl Pumping {
     }
 }
 
-fn reopened_fields(file: &str, reopened: &Reopened) -> [(&'static str, Value); 6] {
-    [
-        ("file", file.into()),
-        ("old", reopened.old.into()),
-        ("inode", reopened.new.into()),
-        ("bytes", reopened.bytes.into()),
-        ("lines", reopened.lines.into()),
-        ("took", reopened.took.into()),
-    ]
-}
-
 /// The signals that mean something to us.
-mod libc_signal {
+mod own_signals {
     pub const HUP: i32 = nix::libc::SIGHUP;
     pub const INT: i32 = nix::libc::SIGINT;
     pub const QUIT: i32 = nix::libc::SIGQUIT;

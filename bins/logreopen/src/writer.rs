@@ -4,7 +4,7 @@
 use crate::cli::Fsync;
 use crate::follow::{Act, Follow, Seen};
 use crate::place::{Lock, Opened, Place, explain};
-use crate::queue::{Gap, Item, Queue};
+use crate::queue::{Gap, Item, Queue, Room};
 use common::error::describe;
 use common::event::{Level, Log};
 use common::file::Identity;
@@ -125,6 +125,26 @@ pub struct Inner {
     watch: Option<WatchDescriptor>,
     reports: Vec<Report>,
     idle: bool,
+    thread: i32,
+}
+
+impl Inner {
+    /// See [`Queue::room`].
+    pub fn room(&mut self, now: Instant) -> Room {
+        let thread = self.thread;
+        self.queue.room(now, &mut || is_slow(thread))
+    }
+}
+
+/// The writer waits for the processor, or because the kernel makes it (too much is not on disk yet):
+/// then it goes on by itself. In any other sleep it may be for ever. Both can be read in /proc.
+fn is_slow(thread: i32) -> bool {
+    let of = |name: &str| std::fs::read(format!("/proc/self/task/{thread}/{name}"));
+    let running = of("stat").is_ok_and(|stat| {
+        let name = stat.iter().rposition(|byte| *byte == b')');
+        name.and_then(|name| stat.get(name + 2)) == Some(&b'R')
+    });
+    running || of("wchan").is_ok_and(|at| at.starts_with(b"balance_dirty_pages"))
 }
 
 /// A writer as the loop sees it.
@@ -154,6 +174,7 @@ impl Shared {
                 watch: None,
                 reports: Vec::new(),
                 idle: false,
+                thread: 0,
             }),
             wake: Condvar::new(),
             told: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
@@ -365,6 +386,7 @@ impl Writer {
     }
 
     fn run(&mut self) {
+        self.shared.lock().thread = nix::unistd::gettid().as_raw();
         loop {
             match self.next() {
                 Todo::Write => self.write(),
@@ -394,7 +416,7 @@ impl Writer {
         let mut inner = shared.lock();
         if let Some(finished) = self.finished.take() {
             if finished.counted {
-                inner.queue.written(finished.done);
+                inner.queue.written(finished.done, Instant::now());
             }
             if inner.spare.len() < SPARE {
                 inner.spare.push(finished.run.buffer);
@@ -754,7 +776,7 @@ impl Writer {
             let done = current.done;
             if done > 0 {
                 if current.counted {
-                    self.shared.lock().queue.written(done);
+                    self.shared.lock().queue.written(done, Instant::now());
                 }
                 current.run.buffer.cut_front(done);
                 current.run.starts = !sink.inside;

@@ -67,8 +67,7 @@ pub fn run(plan: &Plan) -> Result<Exit> {
         let _ = writeln!(text, "{key}: {}", visible(value));
     }
     // Nobody reads on: no fault of ours.
-    let _ = common::cli::print(text.trim_end());
-    Ok(Exit::Ok)
+    common::cli::print(text.trim_end()).map(|_| Exit::Ok)
 }
 
 /// The file that execve(2) would get, by the worker's own PATH and directory.

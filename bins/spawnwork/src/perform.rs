@@ -395,12 +395,29 @@ impl Master {
             .ok_or_else(|| Error::new("start a worker", format!("generation {number} is gone")))
     }
 
+    /// Resolved anew, and looked at as far as that goes without a process.
+    fn new_generation(&self, number: u32) -> Result<launch::Generation> {
+        let generation = launch::Generation::new(number, &self.plan)?;
+        let who = Who {
+            id: self.pool.last_id,
+            slot: 0,
+            workers: self.pool.slots.len(),
+            generation: &generation,
+            last_exit: None,
+        };
+        let image = launch::image(&self.plan, who, &Given::default())?;
+        match child::too_large(&image) {
+            Some(why) => Err(Error::new(&format!("start generation {number}"), why)),
+            None => Ok(generation),
+        }
+    }
+
     /// A new generation is to take over.
     pub(crate) fn reload(&mut self, now: Instant) -> Begun {
         self.supervisor.reload_requested();
         let begun = match self.pool.ask_reload() {
             Asked::Not(begun) => begun,
-            Asked::Begin(number) => match launch::Generation::new(number, &self.plan) {
+            Asked::Begin(number) => match self.new_generation(number) {
                 Ok(generation) => {
                     self.generations.insert(number, Rc::new(generation));
                     self.pool.begin_reload(number, now)

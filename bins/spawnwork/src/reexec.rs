@@ -126,7 +126,7 @@ pub fn check(number: RawFd) -> Result<Exit> {
         .ok_or_else(|| Error::usage(format!("--check-state {number}: it is not open")))?;
     let parent = u32::try_from(nix::unistd::getppid().as_raw()).unwrap_or_default();
     Saved::read(&read(&File::from(fd))?, parent)?;
-    Ok(match common::cli::print(ACCEPTED) {
+    Ok(match common::cli::print(ACCEPTED)? {
         true => Exit::Ok,
         false => Exit::No,
     })

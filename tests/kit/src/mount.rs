@@ -34,15 +34,20 @@ impl Mounted {
     /// A tmpfs of so many bytes.
     #[must_use]
     pub fn tmpfs(bytes: u64) -> Mounted {
+        Mounted::tmpfs_with(&format!("size={bytes},mode=0755"))
+    }
+
+    /// A tmpfs with these options.
+    #[must_use]
+    pub fn tmpfs_with(options: &str) -> Mounted {
         need_root();
         let mounted = Mounted::on(Dir::new());
-        let options = format!("size={bytes},mode=0755");
         mount(
             Some("tmpfs"),
             &mounted.path,
             Some("tmpfs"),
             MsFlags::empty(),
-            Some(options.as_str()),
+            Some(options),
         )
         .unwrap();
         mounted
