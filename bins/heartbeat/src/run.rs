@@ -42,15 +42,6 @@ const OUTPUT: u64 = 1 << 32;
 /// Of what an --exec check prints, so many bytes are kept.
 const KEPT: usize = 200;
 
-const HUP: i32 = Signal::SIGHUP as i32;
-const INT: i32 = Signal::SIGINT as i32;
-const QUIT: i32 = Signal::SIGQUIT as i32;
-const TERM: i32 = Signal::SIGTERM as i32;
-const TSTP: i32 = Signal::SIGTSTP as i32;
-const USR1: i32 = Signal::SIGUSR1 as i32;
-const USR2: i32 = Signal::SIGUSR2 as i32;
-const CHLD: i32 = Signal::SIGCHLD as i32;
-
 /// Counters at one moment, for `cpu=` and `steal=`.
 #[derive(Clone, Copy, Debug)]
 struct Base {
@@ -96,7 +87,7 @@ struct Healing {
 pub fn run(plan: Plan) -> Result<Exit> {
     if plan.mode == Mode::Explain {
         for line in crate::explain::lines(&plan) {
-            if !common::cli::print(&line) {
+            if !common::cli::print(&line)? {
                 break;
             }
         }
@@ -429,33 +420,33 @@ impl Beating {
     fn on_signal(&mut self, received: Received, now: Instant) {
         let kernel = received.sender == Sender::Kernel;
         match received.signal {
-            CHLD => self.reap_strangers(),
-            USR1 => {
+            own_signals::CHLD => self.reap_strangers(),
+            own_signals::USR1 => {
                 if !self.paused {
                     self.schedule.hurry(now);
                 }
             }
-            HUP if !kernel || self.wrapped.is_some() => {
+            own_signals::HUP if !kernel || self.wrapped.is_some() => {
                 self.reload();
                 // The command may have a use for it, and nothing of ours is lost by that.
                 if let Some(wrapped) = &self.wrapped {
                     wrapped.forward(received);
                 }
             }
-            HUP if self.signals.hup_ignored() => {}
-            USR2 if self.wrapped.is_none() => self.pause(now),
+            own_signals::HUP if self.signals.hup_ignored() => {}
+            own_signals::USR2 if self.wrapped.is_none() => self.pause(now),
             signal => match &self.wrapped {
                 Some(wrapped) => wrapped.forward(received),
                 None => match signal {
-                    TERM | INT | HUP | QUIT => {
-                        let exit = if self.plan.mode == Mode::Watch && signal != QUIT {
+                    own_signals::TERM | own_signals::INT | own_signals::HUP | own_signals::QUIT => {
+                        let exit = if self.plan.mode == Mode::Watch && signal != own_signals::QUIT {
                             Exit::Ok
                         } else {
                             Exit::Signal(signal)
                         };
                         self.stop(exit, now);
                     }
-                    TSTP => {
+                    own_signals::TSTP => {
                         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
                     }
                     _ => {}
@@ -1797,4 +1788,18 @@ fn trust(plan: &Plan) -> Result<Option<crate::http::Trust>> {
 #[allow(clippy::unnecessary_wraps)]
 fn trust(_: &Plan) -> Result<Option<crate::http::Trust>> {
     Ok(None)
+}
+
+/// Signals that mean something to us; heartbeat(1) lists the same ones.
+mod own_signals {
+    use nix::sys::signal::Signal;
+
+    pub const HUP: i32 = Signal::SIGHUP as i32;
+    pub const INT: i32 = Signal::SIGINT as i32;
+    pub const QUIT: i32 = Signal::SIGQUIT as i32;
+    pub const TERM: i32 = Signal::SIGTERM as i32;
+    pub const TSTP: i32 = Signal::SIGTSTP as i32;
+    pub const USR1: i32 = Signal::SIGUSR1 as i32;
+    pub const USR2: i32 = Signal::SIGUSR2 as i32;
+    pub const CHLD: i32 = Signal::SIGCHLD as i32;
 }
