@@ -68,6 +68,11 @@ need bindfs bindfs
 need strace strace
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core
+	need rotatelogs apache2-utils
+	need cronolog cronolog
+	need multilog daemontools
+	need svlogd runit
+	need s6-log s6
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi
