@@ -540,6 +540,8 @@ fn events_agree(tool: &Tool) {
                 code[..at]
                     .rfind("let fields")
                     .max(code[..at].rfind("let mut fields"))
+                    // Those of another function are not meant.
+                    .filter(|start| *start > function)
                     .unwrap_or(function)
             } else if code[at..end].contains("&line") {
                 function
