@@ -5,7 +5,7 @@
 use crate::expect::Expect;
 use crate::outcome::{Failure, Outcome, Reason, Verdict, short, shown};
 use crate::url::{Endpoint, Url};
-use crate::wire::{Family, Phase, Resolver, Run, Wire, part};
+use crate::wire::{Family, Phase, Resolver, Run, Wire};
 use regex_lite::Regex;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -136,9 +136,10 @@ impl Client {
             .unwrap_or_else(PoisonError::into_inner) = trust;
     }
 
-    /// One check, from the name to the verdict; it takes no longer than its limit, and a short good-bye.
+    /// One check, from the name to the verdict; it takes no longer than its limit. A good-bye is left to do:
+    /// see [`crate::wire::part`].
     #[must_use]
-    pub fn check(&self) -> Outcome {
+    pub fn check(&self) -> (Outcome, Run) {
         let run = Run::new(self.request.timeout);
         *self.line.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
         let result = self.ask(&run);
@@ -163,13 +164,13 @@ impl Client {
             },
         };
         drop(facts);
-        part(&run);
-        Outcome {
+        let outcome = Outcome {
             verdict,
             status,
             latency,
             address,
-        }
+        };
+        (outcome, run)
     }
 
     fn certificate(&self, end: Option<Duration>) -> Verdict {
@@ -243,7 +244,10 @@ impl Client {
             .method(self.request.method.as_str())
             .uri(url.text());
         // One connection for each check: one that was kept might have died since.
-        request = request.header("connection", "close");
+        let own = |(name, _): &(String, String)| name.eq_ignore_ascii_case("connection");
+        if !self.request.headers.iter().any(own) {
+            request = request.header("connection", "close");
+        }
         if let Some(host) = &self.request.host {
             request = request.header("host", host);
         }
@@ -400,8 +404,13 @@ impl Connector<()> for Plug {
 
 #[cfg(feature = "tls")]
 fn secured(line: &Line, wire: Wire) -> Result<Channel, ureq::Error> {
-    let trust = line.trust.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(trust) = trust.clone() else {
+    // The lock is not held while the peer takes its time: the loop may want to change what is in it.
+    let trust = line
+        .trust
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    let Some(trust) = trust else {
         return Err(ureq::Error::TlsRequired);
     };
     let stream = crate::tls::handshake(&trust, &line.server_name, wire)?;

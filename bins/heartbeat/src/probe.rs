@@ -1,7 +1,7 @@
 //! A thread for each check that goes over a socket: it may wait in a name look-up or for a peer, while
 //! the loop must not. One question at a time, one answer; an eventfd wakes the loop.
 
-use crate::http::{Client, Trust};
+use crate::http::Client;
 use crate::outcome::{Failure, Outcome, Reason, Verdict};
 use crate::url::Endpoint;
 use crate::wire::{Dialogue, Family, Resolver, Run, Wire, part, talk};
@@ -18,7 +18,7 @@ const STACK: usize = 512 << 10;
 #[derive(Debug)]
 pub enum Probe {
     /// HTTP.
-    Http(Box<Client>),
+    Http(Arc<Client>),
     /// A dialogue.
     Tcp {
         /// Where.
@@ -35,7 +35,7 @@ pub enum Probe {
 }
 
 impl Probe {
-    fn check(&self) -> Outcome {
+    fn check(&self) -> (Outcome, Run) {
         match self {
             Probe::Http(client) => client.check(),
             Probe::Tcp {
@@ -62,22 +62,16 @@ impl Probe {
                     (Err(_), Some(ours)) => Verdict::Unknown(ours),
                     (Err(failure), None) => Verdict::Failed(failure),
                 };
-                part(&run);
-                outcome
+                (outcome, run)
             }
         }
     }
 }
 
-enum Question {
-    Check,
-    Trust(Option<Trust>),
-}
-
 /// The loop's end of such a thread.
 #[derive(Debug)]
 pub struct Prober {
-    questions: SyncSender<Question>,
+    questions: SyncSender<()>,
     answers: Receiver<Outcome>,
 }
 
@@ -87,27 +81,20 @@ impl Prober {
     /// # Errors
     /// EAGAIN, ENOMEM.
     pub fn start(probe: Probe, wake: Arc<EventFd>) -> Result<Prober> {
-        // Two: certificates may be changed while a check waits.
-        let (questions, asked) = sync_channel::<Question>(2);
+        let (questions, asked) = sync_channel::<()>(1);
         let (answer, answers) = sync_channel::<Outcome>(1);
         std::thread::Builder::new()
             .name("probe".to_owned())
             .stack_size(STACK)
             .spawn(move || {
-                while let Ok(question) = asked.recv() {
-                    match question {
-                        Question::Check => {
-                            if answer.send(probe.check()).is_err() {
-                                return;
-                            }
-                            let _ = wake.write(1);
-                        }
-                        Question::Trust(trust) => {
-                            if let Probe::Http(client) = &probe {
-                                client.trust(trust);
-                            }
-                        }
+                while asked.recv().is_ok() {
+                    let (outcome, run) = probe.check();
+                    if answer.send(outcome).is_err() {
+                        return;
                     }
+                    let _ = wake.write(1);
+                    // The verdict does not wait for the server's good-bye.
+                    part(&run);
                 }
             })
             .map_err(|why| Error::new("start a thread", describe(&why)))?;
@@ -116,17 +103,13 @@ impl Prober {
 
     /// Begins a check; the one before has been answered.
     pub fn ask(&self) {
-        let _ = self.questions.try_send(Question::Check);
+        // There is room: one question is open at a time.
+        let _ = self.questions.try_send(());
     }
 
     /// The answer, if it has come.
     #[must_use]
     pub fn answer(&self) -> Option<Outcome> {
         self.answers.try_recv().ok()
-    }
-
-    /// From the next check on.
-    pub fn trust(&self, trust: Option<Trust>) {
-        let _ = self.questions.try_send(Question::Trust(trust));
     }
 }

@@ -50,6 +50,8 @@ struct Base {
     used: Option<Duration>,
 }
 
+/// The machine's counters are read so often while all is well.
+const MACHINE: Duration = Duration::from_secs(10);
 /// They are counted over that at least, if they can be.
 const WINDOW: Duration = Duration::from_millis(500);
 
@@ -109,6 +111,8 @@ struct Beating {
     signals: Signals,
     wake: Arc<EventFd>,
     probers: Vec<Option<Prober>>,
+    /// Those that trust certificates.
+    secured: Vec<Arc<crate::http::Client>>,
     execs: Vec<Option<Exec>>,
     processes: Processes,
     held: Option<Watched>,
@@ -131,6 +135,7 @@ struct Beating {
     seen: Option<(i32, u64)>,
     /// Counters when the last good round began, and the one before it.
     base: [Option<Base>; 2],
+    machine_at: Instant,
     paused: bool,
     stopping: bool,
     over: Option<Exit>,
@@ -141,6 +146,7 @@ struct Beating {
     counters: Counters,
     metrics: Option<Writer>,
     hidden_said: bool,
+    settled: bool,
     metrics_said: bool,
     started: Instant,
     _lock: Option<PidFile>,
@@ -151,7 +157,11 @@ impl Beating {
         common::fds::ensure_standard()?;
         common::sys::return_memory();
         let signals = Signals::block()?;
-        let inherited = wrap::inherited();
+        let inherited = if plan.command.is_empty() {
+            Vec::new()
+        } else {
+            wrap::inherited()
+        };
         let lock = plan.lock.as_deref().map(PidFile::create).transpose()?;
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .doing("make an eventfd")?;
@@ -162,15 +172,18 @@ impl Beating {
         let trust = trust(&plan)?;
         let resolver = Resolver::default();
         let mut probers = Vec::new();
+        let mut secured = Vec::new();
         for check in &plan.checks {
             let probe = match &check.kind {
                 Kind::Http(request) => {
                     let trust = if request.url.tls { trust.clone() } else { None };
-                    Some(Probe::Http(Box::new(crate::http::Client::new(
-                        (**request).clone(),
-                        resolver.clone(),
-                        trust,
-                    ))))
+                    let client =
+                        crate::http::Client::new((**request).clone(), resolver.clone(), trust);
+                    let client = Arc::new(client);
+                    if request.url.tls {
+                        secured.push(client.clone());
+                    }
+                    Some(Probe::Http(client))
                 }
                 Kind::Tcp(endpoint, dialogue) => Some(Probe::Tcp {
                     endpoint: endpoint.clone(),
@@ -244,6 +257,7 @@ impl Beating {
             signals,
             wake,
             probers,
+            secured,
             held,
             judge,
             schedule,
@@ -259,6 +273,7 @@ impl Beating {
             gone: String::new(),
             seen: None,
             base: [None; 2],
+            machine_at: now,
             paused: false,
             stopping: false,
             over: None,
@@ -268,6 +283,7 @@ impl Beating {
             ready: false,
             metrics,
             hidden_said: false,
+            settled: false,
             metrics_said: false,
             started: now,
             _lock: lock,
@@ -488,12 +504,8 @@ impl Beating {
         match trust {
             Ok(None) => self.voice.say(Level::Info, events::RELOADED, &[]),
             Ok(trust) => {
-                for (check, prober) in self.plan.checks.iter().zip(&self.probers) {
-                    if let (Kind::Http(request), Some(prober)) = (&check.kind, prober) {
-                        if request.url.tls {
-                            prober.trust(trust.clone());
-                        }
-                    }
+                for client in &self.secured {
+                    client.trust(trust.clone());
                 }
                 self.voice.say(Level::Info, events::RELOADED, &[]);
             }
@@ -544,8 +556,23 @@ impl Beating {
 
     /// Starts the checks, all at once.
     fn begin(&mut self, again: bool, now: Instant) {
-        if self.judge.failing_since().is_none() {
-            self.base = [Some(self.base_now(now)), self.base[0]];
+        if self.plan.mode == Mode::Watch && self.judge.failing_since().is_none() {
+            let mut base = Base {
+                at: now,
+                machine: None,
+                used: self.processes.used(self.service_pid()),
+            };
+            // The kernel adds all processors up for that, which costs as much as a check.
+            base.machine = match self.base[0] {
+                Some(last) if now.saturating_duration_since(self.machine_at) < MACHINE => {
+                    last.machine
+                }
+                Some(_) | None => {
+                    self.machine_at = now;
+                    machine()
+                }
+            };
+            self.base = [Some(base), self.base[0]];
         }
         self.round = Some(Round {
             outcomes: self.plan.checks.iter().map(|_| None).collect(),
@@ -710,6 +737,10 @@ impl Beating {
             self.advance(now);
         }
         self.run_next(now);
+        if !std::mem::replace(&mut self.settled, true) {
+            // From here on the same few functions run, for as long as the service does.
+            common::sys::forget_start();
+        }
     }
 
     fn write_metrics(&mut self) {

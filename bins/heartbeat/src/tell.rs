@@ -58,6 +58,8 @@ impl Voice {
         let line = match self.format {
             Format::Json => self.product.line(level, event, fields).unwrap_or_default(),
             Format::Human | Format::Nagios => {
+                // Whatever a server has sent: one line, and nothing that a terminal obeys.
+                let human = human.replace(char::is_control, "?");
                 let mut line = format!("{} {human}", now());
                 // A line is one write of a pipe, whatever a server has sent.
                 let mut end = line.len().min(event::LONGEST - 1);
@@ -209,7 +211,10 @@ pub fn nagios(plan: &Plan, outcomes: &[Outcome]) -> (u8, String) {
         data.push(format!("{label}={seconds:.6}s;{slow};{limit};0;{limit}"));
     }
     // A bar begins the performance data.
-    let words = words.join(", ").replace('|', "/");
+    let words = words
+        .join(", ")
+        .replace('|', "/")
+        .replace(char::is_control, "?");
     let mut line = format!("HEARTBEAT {} - {words}", NAGIOS[usize::from(status)]);
     let data = data.join(" ");
     let mut end = line

@@ -22,6 +22,8 @@ const AGAIN: Duration = Duration::from_millis(10);
 /// An address that does not answer is given that much time for itself before the next one is tried beside
 /// it (RFC 8305 recommends 250 ms).
 const STAGGER: Duration = Duration::from_millis(250);
+/// Modules of the name service switch are other people's code.
+const RESOLVER_STACK: usize = 512 << 10;
 /// How much of what came first is kept for the message.
 const KEPT: usize = 33;
 /// A server that was told `Connection: close` is given so long to close first, so that the waiting state
@@ -58,6 +60,7 @@ pub enum Phase {
     /// No connection yet.
     Connect,
     /// TLS is negotiated.
+    #[cfg_attr(not(feature = "tls"), allow(dead_code))]
     Tls,
     /// Connected; nothing has come.
     Silent,
@@ -218,7 +221,7 @@ impl Resolver {
         let (slot, owned) = (self.clone(), name.to_owned());
         let thread = std::thread::Builder::new()
             .name("resolver".to_owned())
-            .stack_size(128 << 10)
+            .stack_size(RESOLVER_STACK)
             .spawn(move || {
                 let found = (owned.as_str(), port)
                     .to_socket_addrs()
