@@ -8,7 +8,7 @@ BINDIR = $(DESTDIR)$(PREFIX)/bin
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-TOOLS = logreopen spawnwork
+TOOLS = heartbeat logreopen spawnwork
 PAGES1 = $(wildcard man/man1/*.1)
 PAGES7 = $(wildcard man/man7/*.7)
 SCRIPTS = $(wildcard .ci/run tests/*.sh tests/apps/*.sh tests/bench/*.sh)
@@ -51,7 +51,7 @@ soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real l
 	tests/setup.sh
 	SOAK_LINES=100000000 SOAK_ROTATIONS=1000 $(CARGO) test --release --package logreopen --test logreopen_soak -- --nocapture
 
-bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log
+bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node
 	tests/setup.sh bench
 	$(CARGO) bench --package bench
 

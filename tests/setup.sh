@@ -55,6 +55,10 @@ need socat socat
 need script bsdutils
 need pgrep procps
 need promtool prometheus
+need nginx nginx-light
+need redis-server redis-server
+need unshare util-linux
+need ss iproute2
 need logrotate logrotate
 need gzip gzip
 need mkfs.ext4 e2fsprogs

@@ -603,6 +603,35 @@ pub fn return_memory() {
     }
 }
 
+/// Lets go of the code that was only needed to start: all pages of programs and libraries that are mapped
+/// to be executed. What is run from now on comes back from the page cache, 64 KiB around each fault.
+pub fn forget_start() {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else {
+        return;
+    };
+    for line in maps.lines() {
+        // 7f00-7f80 r-xp 00001000 08:01 1234 /usr/lib/libc.so.6 (proc_pid_maps(5))
+        let mut words = line.split_ascii_whitespace();
+        let (Some(range), Some("r-xp"), Some(path)) = (words.next(), words.next(), words.nth(3))
+        else {
+            continue;
+        };
+        let ends = range.split_once('-');
+        let ends = ends.map(|(from, to)| {
+            (
+                usize::from_str_radix(from, 16),
+                usize::from_str_radix(to, 16),
+            )
+        });
+        if let (true, Some((Ok(from), Ok(to)))) = (path.starts_with('/'), ends) {
+            // SAFETY: a private mapping of a file that is executable and not writable holds nothing but the
+            // file's bytes: position-independent code is not relocated. MADV_DONTNEED drops the page table
+            // entries, and the next access reads the same bytes (madvise(2)); this very function included.
+            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        }
+    }
+}
+
 /// renameat2(2) with RENAME_NOREPLACE: what stands at `to` is never overwritten.
 ///
 /// # Errors

@@ -1,0 +1,231 @@
+//! `make bench`, fourth part: heartbeat beside check_http, curl, wget and a loop in Node.
+//!
+//! A check in the loop: how long, and for how much of the processor. One shot: from fork to exit. Idle at one check a
+//! second: memory and processor. The time limit: how far from it a check ends that cannot end otherwise. All against the
+//! same small server in this process. A peer that is not installed is left out, and named.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs
+)]
+
+mod proc;
+
+use kit::Run;
+use kit::hostile::{Hostile, Step, says};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+/// The article's loop, at one check a second.
+const NODE: &str = "setInterval(() => require('http').get('http://127.0.0.1:PORT/', (r) => r.resume()).on('error', () => {}), 1000)";
+const SHOTS: usize = 300;
+const IDLE: Duration = Duration::from_secs(20);
+
+fn program() -> String {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
+    let path = kit::root()
+        .canonicalize()
+        .unwrap()
+        .join(target)
+        .join("release/heartbeat");
+    assert!(
+        path.exists(),
+        "{} is missing: run 'make' first",
+        path.display()
+    );
+    path.display().to_string()
+}
+
+fn ms(length: Duration) -> f64 {
+    length.as_secs_f64() * 1000.0
+}
+
+/// What all threads of a process have run.
+fn ran(pid: i32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let nanoseconds = tasks.filter_map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
+}
+
+fn checks_in_a_loop(port: &str) {
+    let mut beat = Run::new(program())
+        .args([
+            "--port",
+            port,
+            "--interval",
+            "10ms",
+            "--start-interval",
+            "10ms",
+            "--jitter",
+            "0",
+        ])
+        .arg("--verbose")
+        .start();
+    let count = |beat: &kit::Running| beat.out().matches(" ok ").count();
+    kit::eventually("it is warm", || (count(&beat) > 100).then_some(()));
+    let pid = beat.pid();
+    let before = (count(&beat), ran(pid));
+    kit::eventually("five hundred checks", || {
+        (count(&beat) > before.0 + 500).then_some(())
+    });
+    let (after, used) = (count(&beat), ran(pid));
+    let mut took: Vec<f64> = beat
+        .out()
+        .lines()
+        .skip(before.0)
+        .filter_map(|line| line.split(" 200 ").nth(1)?.split("ms").next()?.parse().ok())
+        .collect();
+    took.sort_by(f64::total_cmp);
+    println!(
+        "heartbeat, in the loop   {:8.3} ms a check (mean of {}; median {:.2}), {:.3} ms of the processor",
+        took.iter().sum::<f64>() / took.len() as f64,
+        took.len(),
+        took[took.len() / 2],
+        ms(used - before.1) / (after - before.0) as f64,
+    );
+    beat.stop();
+}
+
+fn shots(name: &str, words: &[String]) {
+    let mut times = Vec::new();
+    for _ in 0..SHOTS {
+        let begun = Instant::now();
+        let ended = Command::new(&words[0])
+            .args(&words[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        let Ok(status) = ended else {
+            println!("{name:24} is not installed");
+            return;
+        };
+        assert!(status.success(), "{words:?}");
+        times.push(begun.elapsed());
+        if times.len() >= 20 && times.iter().sum::<Duration>() > Duration::from_secs(8) {
+            break;
+        }
+    }
+    times.sort();
+    println!(
+        "{name:24} {:8.2} ms from fork to exit (median; best {:.2}, of {})",
+        ms(times[times.len() / 2]),
+        ms(times[0]),
+        times.len()
+    );
+}
+
+fn one_shot(port: &str) {
+    let url = format!("http://127.0.0.1:{port}/");
+    let own = |words: &[&str]| {
+        words
+            .iter()
+            .map(|word| (*word).to_owned())
+            .collect::<Vec<_>>()
+    };
+    shots("true (the floor)", &own(&["/bin/true"]));
+    shots(
+        "heartbeat --once",
+        &own(&[&program(), "--once", "--port", port]),
+    );
+    let nagios = "/usr/lib/nagios/plugins/check_http";
+    shots("check_http", &own(&[nagios, "-H", "127.0.0.1", "-p", port]));
+    shots("curl", &own(&["curl", "-fsS", "-o", "/dev/null", &url]));
+    shots("wget", &own(&["wget", "-q", "-O", "/dev/null", &url]));
+    let get = format!("require('http').get('{url}', (r) => r.resume())");
+    shots("node -e", &own(&["node", "-e", &get]));
+}
+
+fn idle(name: &str, run: Run) {
+    let mut running = run.start();
+    let pid = running.pid();
+    // Warm, and beyond its start.
+    std::thread::sleep(Duration::from_secs(5));
+    let before = ran(pid);
+    std::thread::sleep(IDLE);
+    let used = ran(pid) - before;
+    println!(
+        "{name:24} {:8} kB resident ({} kB by share), {:.2} ms of the processor each second",
+        proc::rss(pid).unwrap_or(0),
+        proc::pss(pid).unwrap_or(0),
+        ms(used) / IDLE.as_secs_f64()
+    );
+    running.signal(nix::sys::signal::Signal::SIGKILL);
+    running.end();
+}
+
+fn limits() {
+    let limit = Duration::from_millis(500);
+    let drip = Duration::from_millis(30);
+    let long = vec![b'x'; 5000];
+    let head = |text: &str| Step::Send(text.into());
+    for (name, server) in [
+        ("says nothing", Hostile::new(vec![Step::Wait])),
+        (
+            "a head in drops",
+            Hostile::new(vec![
+                head("HTTP/1.1 200 OK\r\nX: "),
+                Step::Drip(long.clone(), drip),
+            ]),
+        ),
+        (
+            "a body in drops",
+            Hostile::new(vec![
+                head("HTTP/1.1 200 OK\r\n\r\n"),
+                Step::Drip(long, drip),
+            ]),
+        ),
+        ("a full backlog", Hostile::full()),
+    ] {
+        let mut worst = Duration::ZERO;
+        for _ in 0..10 {
+            let found = Run::new(program())
+                .args(["--once", "--format", "nagios", "-4", "--timeout", "500ms"])
+                .args(["--port", &server.port.to_string()])
+                .finish();
+            let took = found
+                .out
+                .split("time=")
+                .nth(1)
+                .unwrap()
+                .split('s')
+                .next()
+                .unwrap();
+            let took = Duration::from_secs_f64(took.parse().unwrap());
+            assert!(took >= limit, "{took:?}");
+            worst = worst.max(took - limit);
+        }
+        println!(
+            "limit of 500 ms, {name:16} {:6.2} ms late at worst, of 10 (goal: 20)",
+            ms(worst)
+        );
+    }
+}
+
+fn main() {
+    // `cargo bench` gives --bench.
+    let server = Hostile::new(says(OK));
+    let port = server.port.to_string();
+    checks_in_a_loop(&port);
+    one_shot(&port);
+    let second = ["--interval", "1s", "--start-interval", "1s"];
+    idle(
+        "heartbeat, idle",
+        Run::new(program()).args(["--port", &port]).args(second),
+    );
+    idle(
+        "node, idle",
+        Run::new("node").args(["-e", &NODE.replace("PORT", &port)]),
+    );
+    limits();
+}
