@@ -371,8 +371,9 @@ fn explain_says_what_the_page_says() {
         .lines()
         .filter(|line| line.starts_with("seen, ") || line.starts_with("step(x)"))
     {
-        let formula = line.split(": ").last().unwrap().trim();
-        let formula = formula.split(';').next().unwrap().replace('-', "\\-");
+        let formula = line.split(';').next().unwrap();
+        let formula = formula.split(": ").last().unwrap().trim();
+        let formula = formula.replace('-', "\\-");
         assert!(page.contains(&formula), "the page lacks: {formula}");
     }
 }

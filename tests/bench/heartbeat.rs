@@ -11,6 +11,8 @@
     missing_docs
 )]
 
+// Each part of the bench uses some of it.
+#[allow(dead_code)]
 mod proc;
 
 use kit::Run;

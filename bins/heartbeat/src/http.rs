@@ -55,7 +55,7 @@ pub struct Request {
 pub type Trust = Arc<crate::tls::Trust>;
 /// Without the feature nobody can have one.
 #[cfg(not(feature = "tls"))]
-pub type Trust = ();
+pub type Trust = Arc<()>;
 
 /// Something that can be asked again and again.
 #[derive(Debug)]
