@@ -5,7 +5,7 @@ use crate::exit::End;
 use crate::sys::Image;
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,25 @@ impl Action {
         limit: Duration,
         now: Instant,
     ) -> io::Result<Action> {
+        let variables: Vec<_> = variables
+            .iter()
+            .map(|(name, value)| (*name, Some(*value)))
+            .collect();
+        Action::start_into(command, &variables, 2, limit, now)
+    }
+
+    /// The same with its stdout and stderr both at descriptor `output` of ours; a variable without a value
+    /// is unset.
+    ///
+    /// # Errors
+    /// As [`Action::start`].
+    pub fn start_into(
+        command: &OsStr,
+        variables: &[(&str, Option<&OsStr>)],
+        output: RawFd,
+        limit: Duration,
+        now: Instant,
+    ) -> io::Result<Action> {
         let text = |bytes: Vec<u8>| {
             CString::new(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
         };
@@ -51,7 +70,9 @@ impl Action {
             }
         }
         for (name, value) in variables {
-            environment.push(pair(OsStr::new(name), value)?);
+            if let Some(value) = value {
+                environment.push(pair(OsStr::new(name), value)?);
+            }
         }
         let image = Image {
             candidates: candidates(shell, None),
@@ -61,7 +82,7 @@ impl Action {
                 text(command.as_bytes().to_vec())?,
             ],
             environment,
-            descriptors: vec![(raw(&null), 0), (2, 1), (2, 2)],
+            descriptors: vec![(raw(&null), 0), (output, 1), (output, 2)],
             own_group: true,
             ..Image::default()
         };
@@ -84,6 +105,20 @@ impl Action {
         self.due
     }
 
+    /// Ends it now as if its time had run out: TERM to its group, and 5 s later KILL.
+    pub fn cut_short(&mut self, now: Instant) {
+        if !self.asked {
+            self.due = now;
+            self.expire(now);
+        }
+    }
+
+    /// Its time has run out, and it was asked to end.
+    #[must_use]
+    pub fn expired(&self) -> bool {
+        self.asked
+    }
+
     /// Ends one that takes too long.
     pub fn expire(&mut self, now: Instant) {
         if now < self.due {
@@ -96,6 +131,12 @@ impl Action {
         }
         self.asked = true;
         self.due = now + GRACE;
+    }
+
+    /// Kills it, with its group, and is done with it.
+    pub fn kill(self) {
+        self.child.signal_group(libc::SIGKILL);
+        self.child.reap();
     }
 
     /// How it ended; `None` while it runs. What it left in its group after a time limit goes too.

@@ -5,7 +5,8 @@
 //! - an event line -> [`event`]; durations, rates, jitter -> [`time`]
 //! - signals as events, their names, a child's clean state -> [`signal`]; the loop -> [`wait`]
 //! - to start a process, to hold and signal it -> [`child`]; a group that it cannot leave -> [`cgroup`]
-//! - to run a command as its wrapper -> [`wrap`]; a shell command on an event -> [`action`]
+//! - to run a command as its wrapper -> [`wrap`]; a shell command on an event -> [`action`], and how often -> [`limiter`]
+//! - to watch and signal another program's process -> [`watched`]
 //! - to be asked something while it runs -> [`control`], and to ask -> [`ask`]
 //! - whole lines out of pipes -> [`lines`]; our own stdout and stderr -> [`output`]
 //! - addresses, listening sockets, who holds a port -> [`socket`]; inherited descriptors -> [`fds`]
@@ -23,6 +24,7 @@ pub mod event;
 pub mod exit;
 pub mod fds;
 pub mod file;
+pub mod limiter;
 pub mod lines;
 pub mod output;
 pub mod privs;
@@ -31,4 +33,5 @@ pub mod socket;
 pub mod sys;
 pub mod time;
 pub mod wait;
+pub mod watched;
 pub mod wrap;

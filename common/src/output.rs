@@ -115,6 +115,12 @@ impl Output {
         !self.queue.is_empty()
     }
 
+    /// Nobody reads it any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        matches!(self.writer, Writer::Gone)
+    }
+
     /// The descriptor to wait for; a regular file needs no waiting.
     #[must_use]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {

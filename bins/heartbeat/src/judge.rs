@@ -1,0 +1,386 @@
+//! The judge: what a result means, after those before it. Pure: results and the time in, the state out.
+
+use crate::outcome::Failure;
+use std::time::{Duration, Instant};
+
+/// `--fails N` or `N/M`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quorum {
+    /// So many failures ...
+    pub fails: u32,
+    /// ... among the last so many results; as many: in a row. At most 64.
+    pub of: u32,
+}
+
+/// Its rules.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// `--fails`
+    pub fails: Quorum,
+    /// `--rises`
+    pub rises: u32,
+}
+
+/// How the service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It was never well.
+    Starting,
+    /// Well.
+    Up,
+    /// It answers, but late, or its certificate ends soon.
+    Slow,
+    /// Not well.
+    Down,
+}
+
+impl State {
+    /// As `HEARTBEAT_STATE` has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Up => "up",
+            State::Slow => "slow",
+            State::Down => "down",
+        }
+    }
+}
+
+/// The result of a round of checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// All passed.
+    Well,
+    /// All passed, one of them with a warning.
+    Slow,
+    /// One failed.
+    Failed,
+    /// One failed that has looked over a time of its own (`--stuck`, `--max-cpu`): once is enough.
+    Decisive,
+    /// One failed, but this process itself did not run in time to see it.
+    Late,
+}
+
+impl Sight {
+    /// The one of a failure.
+    #[must_use]
+    pub fn of(failure: &Failure) -> Sight {
+        if failure.late {
+            Sight::Late
+        } else if failure.decisive {
+            Sight::Decisive
+        } else {
+            Sight::Failed
+        }
+    }
+}
+
+/// What follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruling {
+    /// Nothing new; of a failure, so many count by now (0: it does not count).
+    Same {
+        /// Failures that count.
+        count: u32,
+    },
+    /// Enough failures: the service is down as soon as [`Judge::confirm`] is called.
+    Enough {
+        /// Failures that count.
+        count: u32,
+    },
+    /// The state has changed from this one.
+    Changed(State),
+}
+
+/// Judges one service.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    rules: Rules,
+    state: State,
+    /// Until then, or the first success, failures don't count.
+    quiet: Option<Instant>,
+    /// The last results, newest in bit 0; 1 is a failure.
+    window: u64,
+    decisive: bool,
+    successes: u32,
+    slow: u32,
+    swift: u32,
+    late: bool,
+    /// The first of the failures that led here.
+    failing_since: Option<Instant>,
+}
+
+impl Judge {
+    /// One that has seen nothing, and begins with a start period.
+    #[must_use]
+    pub fn new(rules: Rules, start_period: Duration, now: Instant) -> Judge {
+        Judge {
+            rules,
+            state: State::Starting,
+            quiet: Some(now + start_period),
+            window: 0,
+            decisive: false,
+            successes: 0,
+            slow: 0,
+            swift: 0,
+            late: false,
+            failing_since: None,
+        }
+    }
+
+    /// How the service is.
+    #[must_use]
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Failures don't count now.
+    #[must_use]
+    pub fn quiet(&self, now: Instant) -> bool {
+        self.quiet.is_some_and(|until| now < until)
+    }
+
+    /// It may soon have another state.
+    #[must_use]
+    pub fn in_doubt(&self) -> bool {
+        match self.state {
+            State::Starting | State::Up => self.window != 0 || self.slow > 0 || self.late,
+            State::Slow => self.window != 0 || self.swift > 0,
+            State::Down => self.successes > 0,
+        }
+    }
+
+    /// When the failures began that have not been made good yet.
+    #[must_use]
+    pub fn failing_since(&self) -> Option<Instant> {
+        self.failing_since
+    }
+
+    /// Failures that count, by now.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.window.count_ones()
+    }
+
+    /// One result.
+    pub fn see(&mut self, sight: Sight, now: Instant) -> Ruling {
+        let late_before = std::mem::take(&mut self.late);
+        match sight {
+            Sight::Well | Sight::Slow => self.see_success(sight == Sight::Slow),
+            Sight::Late if !late_before => {
+                self.late = true;
+                Ruling::Same {
+                    count: self.count(),
+                }
+            }
+            Sight::Failed | Sight::Decisive | Sight::Late => {
+                self.see_failure(sight == Sight::Decisive, now)
+            }
+        }
+    }
+
+    fn see_failure(&mut self, decisive: bool, now: Instant) -> Ruling {
+        self.successes = 0;
+        self.swift = 0;
+        self.slow = 0;
+        if self.quiet(now) {
+            return Ruling::Same { count: 0 };
+        }
+        self.quiet = None;
+        self.failing_since.get_or_insert(now);
+        self.push(true);
+        self.decisive = decisive;
+        let count = self.count();
+        if count >= self.rules.fails.fails || decisive {
+            Ruling::Enough { count }
+        } else {
+            Ruling::Same { count }
+        }
+    }
+
+    fn see_success(&mut self, slow: bool) -> Ruling {
+        self.quiet = None;
+        self.push(false);
+        self.successes = self.successes.saturating_add(1);
+        if slow {
+            self.slow = self.slow.saturating_add(1);
+            self.swift = 0;
+        } else {
+            self.slow = 0;
+            self.swift = self.swift.saturating_add(1);
+        }
+        if self.window == 0 && self.state != State::Down {
+            self.failing_since = None;
+        }
+        let next = match self.state {
+            State::Starting => State::Up,
+            State::Down if self.successes >= self.rules.rises => State::Up,
+            State::Up if self.slow >= self.rules.fails.fails => State::Slow,
+            State::Slow if self.swift >= self.rules.rises => State::Up,
+            same => same,
+        };
+        if next == self.state {
+            return Ruling::Same {
+                count: self.count(),
+            };
+        }
+        if next == State::Up {
+            self.window = 0;
+            self.failing_since = None;
+        }
+        self.change(next)
+    }
+
+    /// The service is down: the failures were enough, and the check just before the action failed too.
+    /// `None`: it was down already.
+    pub fn confirm(&mut self) -> Option<State> {
+        (self.state != State::Down).then(|| {
+            let before = self.state;
+            self.change(State::Down);
+            before
+        })
+    }
+
+    /// An action has ended: the service has `grace` to come back.
+    pub fn acted(&mut self, grace: Duration, now: Instant) {
+        self.window = 0;
+        self.decisive = false;
+        self.quiet = Some(now + grace);
+    }
+
+    /// Another process is the service from now on: it is given a start period of its own.
+    pub fn restarted(&mut self, start_period: Duration, now: Instant) {
+        self.acted(start_period, now);
+        if self.state != State::Down {
+            self.failing_since = None;
+        }
+    }
+
+    fn change(&mut self, next: State) -> Ruling {
+        let before = std::mem::replace(&mut self.state, next);
+        self.successes = 0;
+        self.slow = 0;
+        self.swift = 0;
+        Ruling::Changed(before)
+    }
+
+    fn push(&mut self, failed: bool) {
+        let keep = if self.rules.fails.of >= 64 {
+            u64::MAX
+        } else {
+            (1 << self.rules.fails.of) - 1
+        };
+        self.window = (self.window << 1 | u64::from(failed)) & keep;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Results, one a second: `.` well, `s` slow, `x` failed, `d` decisive, `l` late, `A` an action ended
+    /// with a grace of 5 s, `R` another process with a start period of 5 s. Out: the state's letter after
+    /// each (S starting, U up, L slow, D down), small while enough failures are not confirmed yet.
+    fn told(fails: u32, of: u32, rises: u32, start: u64, results: &str) -> String {
+        let begin = Instant::now();
+        let rules = Rules {
+            fails: Quorum { fails, of },
+            rises,
+        };
+        let mut judge = Judge::new(rules, SECOND * start as u32, begin);
+        let mut out = String::new();
+        for (second, letter) in results.chars().enumerate() {
+            let now = begin + SECOND * second as u32;
+            let sight = match letter {
+                '.' => Sight::Well,
+                's' => Sight::Slow,
+                'x' => Sight::Failed,
+                'd' => Sight::Decisive,
+                'l' => Sight::Late,
+                'A' => {
+                    judge.acted(SECOND * 5, now);
+                    out.push('A');
+                    continue;
+                }
+                _ => {
+                    judge.restarted(SECOND * 5, now);
+                    out.push('R');
+                    continue;
+                }
+            };
+            if let Ruling::Enough { .. } = judge.see(sight, now) {
+                judge.confirm();
+            }
+            out.push(match judge.state() {
+                State::Starting => 'S',
+                State::Up => 'U',
+                State::Slow => 'L',
+                State::Down => 'D',
+            });
+        }
+        out
+    }
+
+    #[test]
+    fn the_table() {
+        // Edge case 31: flapping never is three in a row, but it is three of five.
+        for ((fails, of, rises, start), results, states) in [
+            ((3, 3, 1, 0), ".xxx.", "UUUDU"),
+            ((3, 3, 1, 0), ".xx.xx.xx.", "UUUUUUUUUU"),
+            ((3, 3, 1, 0), ".x.x.x.x.", "UUUUUUUUU"),
+            ((3, 5, 1, 0), ".x.x.x.x.", "UUUUUDUUU"),
+            ((1, 1, 2, 0), ".x.x..", "UDDDDU"),
+            ((1, 1, 1, 0), "x", "D"),
+            // The start period ends at its end, or with the first success.
+            ((1, 1, 1, 3), "xxxx", "SSSD"),
+            ((1, 1, 1, 30), "xx.x", "SSUD"),
+            ((2, 2, 1, 3), "xxxx.", "SSSSU"),
+            // Edge case 32: never well since the start is down like any other.
+            ((3, 3, 1, 2), "xxxxxx", "SSSSDD"),
+            // What has looked over a time of its own is enough at once, but not in the start period.
+            ((3, 3, 1, 0), ".d", "UD"),
+            ((3, 3, 1, 30), "dd.d", "SSUD"),
+            // Slow is a success, and a state of its own after as many.
+            ((3, 3, 1, 0), ".ssss.", "UUULLU"),
+            ((3, 3, 1, 0), ".ss.ss", "UUUUUU"),
+            ((3, 3, 1, 0), "sxxxs", "UUUDU"),
+            ((2, 2, 1, 0), ".ss.xx", "UULUUD"),
+            ((2, 2, 2, 0), ".ss.s..", "UULLLLU"),
+            // Edge case 23: our own starvation does not count once; twice in a row it does.
+            ((1, 1, 1, 0), ".l.l.", "UUUUU"),
+            ((1, 1, 1, 0), ".ll", "UUD"),
+            // After an action nothing counts for 5 s, or until the first success.
+            ((1, 1, 1, 0), ".xAxxxxx", "UDADDDDD"),
+            ((2, 2, 1, 0), ".xxA.xx", "UUDAUUD"),
+            // A new process has a start period.
+            ((1, 1, 1, 0), ".RxxxxxR.x", "URUUUUDRUD"),
+        ] {
+            assert_eq!(told(fails, of, rises, start, results), states, "{results}");
+        }
+    }
+
+    #[test]
+    fn after_an_action_as_many_failures_are_needed_again() {
+        let begin = Instant::now();
+        let rules = Rules {
+            fails: Quorum { fails: 2, of: 2 },
+            rises: 1,
+        };
+        let mut judge = Judge::new(rules, Duration::ZERO, begin);
+        assert_eq!(judge.see(Sight::Failed, begin), Ruling::Same { count: 1 });
+        assert_eq!(judge.see(Sight::Failed, begin), Ruling::Enough { count: 2 });
+        assert_eq!(judge.confirm(), Some(State::Starting));
+        judge.acted(SECOND, begin);
+        assert_eq!(judge.see(Sight::Failed, begin), Ruling::Same { count: 0 });
+        let later = begin + SECOND;
+        assert_eq!(judge.see(Sight::Failed, later), Ruling::Same { count: 1 });
+        assert_eq!(judge.see(Sight::Failed, later), Ruling::Enough { count: 2 });
+        assert_eq!(judge.confirm(), None);
+        assert_eq!(judge.failing_since(), Some(begin));
+        assert_eq!(judge.see(Sight::Well, later), Ruling::Changed(State::Down));
+        assert_eq!(judge.failing_since(), None);
+    }
+}
