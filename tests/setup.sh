@@ -61,6 +61,10 @@ need mkfs.ext4 e2fsprogs
 need fsfreeze util-linux
 need prlimit util-linux
 need bindfs bindfs
+need sshfs sshfs
+[ -e /usr/lib/openssh/sftp-server ] || need sftp-server openssh-sftp-server
+need etcd etcd-server
+need etcdctl etcd-client
 need strace strace
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core

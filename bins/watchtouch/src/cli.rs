@@ -131,13 +131,13 @@ pub struct Cli {
         help_heading = "Action"
     )]
     pub pid_file: Option<PathBuf>,
-    /// While it runs: queue, ignore, restart, signal=SIG
+    /// Or ignore, restart, signal=SIG
     #[arg(long, value_name = "HOW", env = "WATCHTOUCH_BUSY", hide_env = true, help_heading = "Action", value_parser = busy, default_value = "queue")]
     pub busy: Busy,
     /// Then TERM, and 5 s later KILL
     #[arg(long, value_name = "D", env = "WATCHTOUCH_ACTION_TIMEOUT", hide_env = true, help_heading = "Action", value_parser = nonzero, default_value = "60s")]
     pub action_timeout: Duration,
-    /// If it fails, with pauses of 1s, 2s, 4s ..
+    /// If it fails, after 1s, 2s, 4s
     #[arg(long, value_name = "N", env = "WATCHTOUCH_RETRIES", hide_env = true, help_heading = "Action", value_parser = clap::value_parser!(u32).range(..=1000), default_value = "0")]
     pub retries: u32,
     /// One host at a time, by flock

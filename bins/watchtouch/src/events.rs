@@ -32,9 +32,9 @@ pub const ACTION_QUEUED: &str = "action-queued";
 pub const ACTION_STOPPED: &str = "action-stopped";
 /// A touch while it ran: it got a signal.
 pub const ACTION_SIGNALLED: &str = "action-signalled";
-/// A touch while it ran: dropped.
+/// A touch while it ran, or by itself: dropped.
 pub const TOUCH_IGNORED: &str = "touch-ignored";
-/// The action seems to touch the file itself: dropped.
+/// The action seems to touch the file itself: its next run is held.
 pub const TOUCH_LOOP: &str = "touch-loop";
 /// The signal of `--signal` was sent.
 pub const SIGNAL_SENT: &str = "signal-sent";

@@ -184,6 +184,7 @@ impl Plan {
                 min_gap: cli.min_gap,
                 busy: cli.busy,
                 retries: cli.retries,
+                may_loop: shell,
             },
             splay: cli.splay,
             splay_by: cli.splay_by,

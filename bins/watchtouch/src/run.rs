@@ -669,11 +669,17 @@ impl Watching {
                 let fields = [("signal", common::signal::name(signal).into())];
                 self.say_busy(Level::Info, events::ACTION_SIGNALLED, &fields);
             }
+            Order::Suspect(pause) => {
+                let fields = [
+                    ("error", "the action seems to touch the file itself".into()),
+                    ("pause", pause.into()),
+                ];
+                self.say(Level::Warning, events::TOUCH_LOOP, &fields);
+            }
             Order::SelfTouch => {
                 self.gather();
                 self.drop_batch();
-                let fields = [("error", "the action seems to touch the file itself".into())];
-                self.say(Level::Warning, events::TOUCH_LOOP, &fields);
+                self.say_busy(Level::Warning, events::TOUCH_IGNORED, &[]);
             }
         }
     }

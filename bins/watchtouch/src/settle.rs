@@ -12,6 +12,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const SUSPECT: u32 = 5;
 /// A touch may be heard of so long after it was made.
 const ECHO: Duration = Duration::from_millis(50);
+/// Then it runs once more after so long a quiet, for the last touch may have been somebody else's after
+/// all; if that run is touched again, it was not.
+const PROBE: Duration = Duration::from_secs(10);
 
 /// The user's wishes.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +29,8 @@ pub struct Policy {
     pub busy: Busy,
     /// How often a failed action is tried again.
     pub retries: u32,
+    /// The action may touch the file itself: a command, and no line or signal.
+    pub may_loop: bool,
 }
 
 /// What is to be done now.
@@ -48,7 +53,9 @@ pub enum Order {
     Stop,
     /// Signal the running action.
     Signal(i32),
-    /// The action touches the file itself: the touches are to be dropped.
+    /// The action seems to touch the file itself: it waits for so long.
+    Suspect(Duration),
+    /// It does: the touches are to be dropped.
     SelfTouch,
 }
 
@@ -86,6 +93,7 @@ pub struct Decider {
     /// A touch came while no action ran.
     foreign: bool,
     chain: u32,
+    probing: bool,
 }
 
 impl Decider {
@@ -103,13 +111,16 @@ impl Decider {
             last_end: None,
             foreign: false,
             chain: 0,
+            probing: false,
         }
     }
 
     /// A touch was seen.
     pub fn touch(&mut self, now: Instant) {
         self.count = self.count.saturating_add(1);
-        let echo = self.last_end.is_some_and(|end| now <= end + ECHO);
+        // Where runs may follow at once, an echo cannot be told from the next touch.
+        let echo = ECHO.min(self.policy.min_gap / 2);
+        let echo = self.last_end.is_some_and(|end| now < end + echo);
         if !self.running && !echo {
             self.foreign = true;
         }
@@ -122,6 +133,14 @@ impl Decider {
                 };
             }
             Phase::Settling { first, .. } => self.phase = Phase::Settling { first, last: now },
+            // Somebody else's, so there is nothing to find out.
+            Phase::Waiting { .. } if self.probing && self.foreign => {
+                self.probing = false;
+                self.phase = Phase::Settling {
+                    first: now,
+                    last: now,
+                };
+            }
             // Neither the splay nor the gap begins again.
             Phase::Waiting { .. } | Phase::Queued => {}
         }
@@ -150,15 +169,8 @@ impl Decider {
             Phase::Retry { .. } => Some(self.start()),
             Phase::Waiting { .. } if !self.running => {
                 self.attempt = 0;
-                if self.foreign {
-                    self.chain = 0;
-                } else {
-                    self.chain += 1;
-                    if self.chain > SUSPECT {
-                        self.chain = 0;
-                        self.drop_all();
-                        return Some(Order::SelfTouch);
-                    }
+                if let Some(order) = self.suspect(now) {
+                    return Some(order);
                 }
                 Some(self.start())
             }
@@ -181,6 +193,32 @@ impl Decider {
                 }
             }),
         }
+    }
+
+    /// Runs that follow each other only because of what was touched while they ran.
+    fn suspect(&mut self, now: Instant) -> Option<Order> {
+        if self.foreign || !self.policy.may_loop {
+            self.chain = 0;
+            self.probing = false;
+            return None;
+        }
+        self.chain += 1;
+        if self.chain <= SUSPECT {
+            return None;
+        }
+        if self.chain == SUSPECT + 1 {
+            self.probing = true;
+            let pause = PROBE.max(self.policy.min_gap);
+            self.phase = Phase::Waiting { at: now + pause };
+            return Some(Order::Suspect(pause));
+        }
+        if self.chain == SUSPECT + 2 {
+            return None;
+        }
+        self.chain = 0;
+        self.probing = false;
+        self.drop_all();
+        Some(Order::SelfTouch)
     }
 
     /// The answer to [`Order::Settle`]: whether anything differs still, and how much later it is to act.
@@ -264,6 +302,7 @@ mod tests {
             min_gap: MS * 1000,
             busy,
             retries: 0,
+            may_loop: true,
         }
     }
 
@@ -439,27 +478,60 @@ mod tests {
         );
     }
 
+    /// Plays an action that takes 20 ms and touches the file after 10 of them, and a touch from outside at
+    /// each of these ms.
+    fn looping(policy: Policy, outside: &[u32]) -> Vec<(u32, Order)> {
+        let zero = Instant::now();
+        let mut decider = Decider::new(policy);
+        let (mut orders, mut begun) = (Vec::new(), None);
+        for ms in 0..60_000u32 {
+            let now = zero + MS * ms;
+            if outside.contains(&ms) || begun.is_some_and(|begun| ms == begun + 10) {
+                decider.touch(now);
+            }
+            if begun.is_some_and(|begun| ms == begun + 20) {
+                begun = None;
+                decider.ended(true, now);
+            }
+            while let Some(order) = decider.tick(now) {
+                match order {
+                    Order::Settle => decider.settled(true, Duration::ZERO, now),
+                    Order::Start { .. } => {
+                        decider.started(now);
+                        begun = Some(ms);
+                    }
+                    _ => {}
+                }
+                if order != Order::Settle && order != Order::Queue {
+                    orders.push((ms, order));
+                }
+            }
+        }
+        orders
+    }
+
     #[test]
     fn an_action_that_touches_its_own_file_does_not_run_for_ever() {
-        use In::{End, Touch};
-        let policy = Policy {
-            min_gap: MS * 10,
-            ..policy(Busy::Queue)
-        };
-        // Each run touches the file after 5 ms and ends 5 ms later.
-        let mut script = vec![(0, Touch)];
-        for run in 1..=6u32 {
-            script.extend([(run * 105 - 5 + 5, Touch), (run * 105 + 5, End(true))]);
-        }
-        let orders = played(policy, Duration::ZERO, &script);
-        let starts = orders
-            .iter()
-            .filter(|(_, order)| *order == start(1))
-            .count();
-        assert_eq!(starts, 6, "{orders:?}");
-        assert_eq!(
-            orders.last().map(|(_, order)| *order),
-            Some(Order::SelfTouch)
+        let hold = Order::Suspect(PROBE);
+        let orders = looping(policy(Busy::Queue), &[0]);
+        let kinds: Vec<Order> = orders.iter().map(|(_, order)| *order).collect();
+        let mut wanted = vec![start(1); 6];
+        wanted.extend([hold, start(1), Order::SelfTouch]);
+        assert_eq!(kinds, wanted, "{orders:?}");
+        // Held, and touched by somebody else: at once, and from the beginning.
+        let orders = looping(policy(Busy::Queue), &[0, 8000]);
+        let held = orders.iter().position(|(_, order)| *order == hold);
+        let next = held.and_then(|held| orders.get(held + 1));
+        assert_eq!(next, Some(&(8100, start(2))), "{orders:?}");
+        assert!(orders.len() > 12, "{orders:?}");
+        // A line or a signal touches nothing.
+        let orders = looping(
+            Policy {
+                may_loop: false,
+                ..policy(Busy::Queue)
+            },
+            &[0],
         );
+        assert!(orders.len() > 40, "{}", orders.len());
     }
 }

@@ -8,6 +8,7 @@
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
 //! | numbered lines, and what of them arrived | [`logs`] |
+//! | a file touched, and how often that was seen | [`touch`] |
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -21,6 +22,7 @@ pub mod load;
 pub mod logs;
 pub mod mount;
 pub mod run;
+pub mod touch;
 
 pub use dir::Dir;
 pub use run::{Finished, Run, Running, field};
