@@ -531,7 +531,17 @@ fn requests_and_their_answers() {
     let dir = Dir::new();
     let mut service = logreopen(
         &dir,
-        &["-l", "out", "--control", "s", "--", "sleep", "1000"],
+        &[
+            "-l",
+            "out",
+            "-e",
+            "err",
+            "--control",
+            "s",
+            "--",
+            "sleep",
+            "1000",
+        ],
     )
     .start();
     service.event("command-started");
@@ -544,11 +554,11 @@ fn requests_and_their_answers() {
     assert!(ask("help").out.contains("reopen "));
     assert!(ask("status").out.contains("out"));
     assert!(ask("status json").out.starts_with("{\"version\":"));
-    assert_eq!(ask("reopen").out, "out unchanged\n");
+    assert_eq!(ask("reopen").out, "out unchanged\nerr unchanged\n");
     std::fs::rename(dir.path().join("out"), dir.path().join("out.1")).unwrap();
     let reopened = ask("reopen");
     assert!(
-        reopened.out.starts_with("out reopened: inode "),
+        reopened.out.contains("out reopened: inode ") && reopened.out.contains("err unchanged\n"),
         "{}",
         reopened.out
     );
@@ -566,7 +576,7 @@ fn requests_and_their_answers() {
         .args(["-c", "echo reopen | socat -t 5 - UNIX:s"])
         .dir(dir.path())
         .finish();
-    assert_eq!(socat.out, "out unchanged\nOK\n");
+    assert_eq!(socat.out, "out unchanged\nerr unchanged\nOK\n");
     assert_eq!(service.stop(), 128 + 15);
     assert!(!dir.path().join("s").exists());
 }

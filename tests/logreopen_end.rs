@@ -73,6 +73,10 @@ fn a_grandchild_that_keeps_the_pipe() {
     assert_eq!(lines, ["child", "grandchild"]);
     let pid: i32 = read(&dir, "pid").trim().parse().unwrap();
     assert!(alive(pid), "it is none of our business");
+    // Silence is its end, even if it has something to say much later.
+    let script = "(sleep 3; echo late) & exit 0";
+    let run = logreopen(&dir, &["-l", "late", "-e", "err", "--", "sh", "-c", script]).finish();
+    assert_eq!((run.status, &*read(&dir, "late")), (0, ""));
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
@@ -80,7 +84,7 @@ fn a_grandchild_that_keeps_the_pipe() {
 #[test]
 fn a_grandchild_that_talks_on_is_listened_to_for_five_seconds() {
     let dir = Dir::new();
-    let script = "(n=0; while echo talk $n; do n=$((n+1)); sleep 0.05; done) & exit 4";
+    let script = "(n=0; while test -e out; do echo talk $n; n=$((n+1)); sleep 0.05; done) & exit 4";
     let run = logreopen(&dir, &["-l", "out", "-e", "err", "--", "sh", "-c", script]).finish();
     assert_eq!(run.status, 4);
     let count = read(&dir, "out").lines().count();
@@ -207,7 +211,7 @@ fn a_filter_notes_term_and_ends_with_its_input_or_at_the_second() {
 #[test]
 fn killed_with_9_the_command_gets_term_and_no_epipe_before_it() {
     let dir = Dir::new();
-    let script = "trap 'echo term > got; exit 0' TERM; while :; do echo line || echo failed > epipe; sleep 0.01; done";
+    let script = "trap '' PIPE; trap 'n=20' TERM; while [ \"$n\" != 0 ]; do echo line || echo failed > epipe; sleep 0.01; [ -z \"$n\" ] || n=$((n-1)); done; echo term > got";
     let mut service =
         logreopen(&dir, &["-l", "out", "-e", "err", "--", "sh", "-c", script]).start();
     service.event("command-started");
@@ -223,7 +227,7 @@ fn killed_with_9_the_command_gets_term_and_no_epipe_before_it() {
     eventually("and ended", || (!alive(child)).then_some(()));
     assert!(!dir.path().join("epipe").exists());
     // Node, that dies of EPIPE, lives until its TERM.
-    let script = "process.on('SIGTERM', () => { require('fs').writeFileSync('node', 'term'); process.exit(0); }); setInterval(() => console.log('line'), 1);";
+    let script = "process.on('SIGTERM', () => setTimeout(() => { require('fs').writeFileSync('node', 'term'); process.exit(0); }, 300)); setInterval(() => console.log('line'), 1);";
     let mut service = logreopen(
         &dir,
         &["-l", "out", "-e", "err", "--", "node", "-e", script],
@@ -305,30 +309,33 @@ fn signals_go_on_to_the_command_but_hup() {
 // Conventions 2: the terminal has sent it to the command already.
 #[test]
 fn control_c_on_a_terminal_arrives_once() {
+    use std::io::Write;
     let dir = Dir::new();
-    let inner =
-        "trap 'echo int >> got' INT; touch ready; while [ ! -e over ]; do sleep 0.05; done; exit 6";
-    dir.write("inner.sh", inner);
+    // Says of each signal who sent it, until TERM.
+    let inner = "import signal\nboth = {signal.SIGINT, signal.SIGTERM}\nsignal.pthread_sigmask(signal.SIG_BLOCK, both)\nopen('ready', 'w')\nwhile True:\n  info = signal.sigwaitinfo(both)\n  got = open('got', 'a')\n  print(info.si_signo, info.si_code > 0, file=got)\n  got.close()\n  if info.si_signo == signal.SIGTERM: raise SystemExit(6)\n";
+    dir.write("inner.py", inner);
     // script(1) gives a terminal, and what it reads is typed there.
     let (reader, mut writer) = pipe();
-    let command = format!("{PROGRAM} -q -l out -- sh inner.sh; echo status $? > status");
+    let command = format!(
+        "{PROGRAM} -q --pid-file pid --control s -l out -- python3 inner.py; echo status $? > status"
+    );
     let mut typed = Run::new("script")
         .args(["-qfec", &command, "/dev/null"])
         .dir(dir.path())
         .stdin(reader)
         .start();
-    use std::io::Write;
-    eventually("the trap is set", || {
+    eventually("it waits for signals", || {
         dir.path().join("ready").exists().then_some(())
     });
     writer.write_all(b"\x03").unwrap();
-    holds(&dir, "got", "int\n");
-    dir.write("over", "");
-    eventually("its end", || {
-        (!read(&dir, "status").is_empty()).then_some(())
-    });
-    assert_eq!(read(&dir, "status"), "status 6\n");
-    assert_eq!(read(&dir, "got"), "int\n");
+    holds(&dir, "got", "2 True\n");
+    // Whatever we had to pass on, we have by now.
+    let asked = logreopen(&dir, &["--ctl", "s", "status"]).finish();
+    assert_eq!(asked.status, 0, "{}", asked.err);
+    let pid: i32 = read(&dir, "pid").trim().parse().unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    holds(&dir, "status", "status 6\n");
+    assert_eq!(read(&dir, "got"), "2 True\n15 False\n");
     drop(writer);
     typed.end();
 }

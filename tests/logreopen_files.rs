@@ -130,8 +130,13 @@ fn a_link_is_followed_and_devices_are_written() {
     )
     .finish();
     assert_eq!(run.status, 0, "{}", run.err);
-    let run = logreopen(&dir, &["-l", "/dev/stdout", "--", "echo", "x"]).finish();
-    assert_eq!((run.status, &*run.out), (0, "x\n"), "{}", run.err);
+    // Our own stdout, by its name and by a link, also after a reopen.
+    symlink("/dev/stdout", dir.path().join("own")).unwrap();
+    for name in ["/dev/stdout", "own"] {
+        let script = "echo one; sleep 0.1; kill -HUP $PPID; sleep 0.1; echo two";
+        let run = logreopen(&dir, &["-l", name, "--", "sh", "-c", script]).finish();
+        assert_eq!((run.status, &*run.out), (0, "one\ntwo\n"), "{}", run.err);
+    }
 }
 
 // Edge case 12: a FIFO without a reader is like a full disk; and its reader may come, go and come back.
@@ -271,6 +276,12 @@ fn root_is_dropped_for_good_and_the_first_reopen_is_thought_of() {
     );
     let made = std::fs::metadata(dir.path().join("out")).unwrap();
     assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
+    // The kernel tells us of the file as it does without the drop.
+    let mut watched = String::new();
+    for entry in std::fs::read_dir(format!("/proc/{}/fdinfo", service.pid())).unwrap() {
+        watched += &std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
+    }
+    assert!(watched.contains("inotify wd:"), "{watched}");
     std::fs::rename(dir.path().join("out"), dir.path().join("out.1")).unwrap();
     let asked = reopen(&dir);
     assert_eq!(asked.status, 1);

@@ -159,9 +159,9 @@ fn a_file_size_limit_is_like_a_full_disk_and_another_file_cures_it() {
     let dir = Dir::new();
     let numbers = numbers(&dir);
     let log = dir.path().join("app.out");
-    // 1000 blocks of 512 bytes for us; the service has no files.
+    // 1001 blocks of 512 bytes for us, which ends within a line; the service has no files.
     let mut service = Run::new("/bin/sh")
-        .args(["-c", "ulimit -f 1000; exec \"$@\"", "sh", PROGRAM, "-l"])
+        .args(["-c", "ulimit -f 1001; exec \"$@\"", "sh", PROGRAM, "-l"])
         .arg(&log)
         .args(["--control", "log.sock", "--"])
         .arg(&numbers)
@@ -183,7 +183,7 @@ fn a_file_size_limit_is_like_a_full_disk_and_another_file_cures_it() {
     let first = std::fs::metadata(dir.path().join("app.out.1"))
         .unwrap()
         .len();
-    assert!(first <= 512_000 && first > 511_000, "{first}");
+    assert!(first <= 512_512 && first > 512_000, "{first}");
     assert_eq!(
         first % LENGTH as u64,
         0,
@@ -447,4 +447,52 @@ fn two_stuck_files_share_nothing() {
     for disk in [&one, &two] {
         std::fs::remove_file(disk.path().join("junk")).unwrap();
     }
+}
+
+// A pipe whose writers are gone is readable for ever, whether its file takes anything or not.
+#[test]
+fn a_filter_that_waits_for_a_full_disk_sleeps() {
+    let disk = Mounted::tmpfs(1 << 20);
+    let dir = Dir::new();
+    let log = disk.path().join("app.out");
+    let script = "head -c 3000000 /dev/zero | tr '\\0' '\\n' | exec \"$@\"";
+    let mut filter = Run::new("sh")
+        .args(["-c", script, "sh", PROGRAM, "--on-full", "block"])
+        .args(["--buffer", "256K", "--pid-file", "pid"])
+        .arg(&log)
+        .dir(dir.path())
+        .start();
+    filter.event("write-failed");
+    let pid = std::fs::read_to_string(dir.path().join("pid")).unwrap();
+    let ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
+        let words = stat.rsplit(") ").next().unwrap().split(' ');
+        words
+            .skip(11)
+            .take(2)
+            .map(|word| word.parse::<u64>().unwrap())
+            .sum()
+    };
+    let mut last = (ticks(), Instant::now());
+    eventually("a second with less than a tenth of it used", || {
+        if last.1.elapsed() < Duration::from_secs(1) {
+            return None;
+        }
+        let now = ticks();
+        let used = now - last.0;
+        last = (now, Instant::now());
+        (used < 10).then_some(())
+    });
+    // There is room for all.
+    let roomy = std::ffi::CString::new("size=16m").unwrap();
+    nix::mount::mount(
+        None::<&str>,
+        disk.path(),
+        None::<&str>,
+        nix::mount::MsFlags::MS_REMOUNT,
+        Some(roomy.as_c_str()),
+    )
+    .unwrap();
+    assert_eq!(filter.end(), 0, "{:?}", filter.err());
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 3_000_000);
 }

@@ -55,6 +55,10 @@ need socat socat
 need script bsdutils
 need pgrep procps
 need promtool prometheus
+need nginx nginx-light
+need redis-server redis-server
+need unshare util-linux
+need ss iproute2
 need logrotate logrotate
 need gzip gzip
 need mkfs.ext4 e2fsprogs
@@ -68,6 +72,11 @@ need etcdctl etcd-client
 need strace strace
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core
+	need rotatelogs apache2-utils
+	need cronolog cronolog
+	need multilog daemontools
+	need svlogd runit
+	need s6-log s6
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi

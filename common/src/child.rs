@@ -261,8 +261,10 @@ impl Peer {
     /// It still exists (and is no zombie).
     #[must_use]
     pub fn alive(&self) -> bool {
-        sys::pidfd_send_signal(self.pidfd.as_fd(), 0).is_ok()
-            && stat(self.pid).is_some_and(|stat| stat.state != b'Z')
+        // EPERM: it is somebody else's, but it is there.
+        let gone = sys::pidfd_send_signal(self.pidfd.as_fd(), 0)
+            .is_err_and(|why| why.raw_os_error() == Some(libc::ESRCH));
+        !gone && stat(self.pid).is_some_and(|stat| stat.state != b'Z')
     }
 }
 

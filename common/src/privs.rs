@@ -116,6 +116,8 @@ pub fn become_user(user: &User) -> Result<()> {
     if !uid.is_root() && nix::unistd::setuid(Uid::from_raw(0)).is_ok() {
         return Err(Error::new(&doing, "root can be had back"));
     }
+    // The kernel took /proc/self/fd from us by that (proc(5)); what is in our memory is the user's own.
+    let _ = nix::sys::prctl::set_dumpable(true);
     Ok(())
 }
 

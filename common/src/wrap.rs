@@ -138,9 +138,7 @@ impl Wrapped {
     pub fn forward(&self, received: Received) {
         match (received.sender, Signal::try_from(received.signal)) {
             (_, Ok(Signal::SIGCHLD)) => {}
-            (Sender::Kernel, Ok(Signal::SIGTSTP)) => {
-                let _ = nix::sys::signal::raise(Signal::SIGSTOP);
-            }
+            (Sender::Kernel, Ok(Signal::SIGTSTP)) => stop_like_the_job(),
             (Sender::Kernel, _) => {}
             // SIGPIPE and SIGXFSZ for what we wrote ourselves look like that (send_sig of kernel/signal.c).
             (Sender::Process(pid), _) if pid == std::process::id() => {}
@@ -153,6 +151,11 @@ impl Wrapped {
     pub fn ended(&self) -> Option<End> {
         self.child.ended()
     }
+}
+
+/// Stops this process, as its default disposition of TSTP would, which a blocked signal does not have.
+pub fn stop_like_the_job() {
+    let _ = nix::sys::signal::raise(Signal::SIGSTOP);
 }
 
 /// Ends this process as `exit` says, where a shell needs to see a signal by that signal: what its user

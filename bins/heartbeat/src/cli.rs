@@ -131,7 +131,7 @@ pub struct Cli {
     /// Host header, and name for TLS
     #[arg(long, value_name = "NAME", env = "HEARTBEAT_HOST", hide_env = true, value_parser = host, help_heading = "HTTP")]
     pub host: Option<String>,
-    /// Statuses: 200,302,500-503,2xx,!404
+    /// Such as 200,500-503,2xx,!404
     #[arg(long, value_name = "LIST", env = "HEARTBEAT_EXPECT", hide_env = true, value_parser = crate::expect::parse, default_value = "200-399", help_heading = "HTTP")]
     pub expect: crate::expect::Expect,
     /// Must match the body
@@ -190,7 +190,7 @@ pub struct Cli {
     /// Before the first check
     #[arg(long, value_name = "D", env = "HEARTBEAT_START_DELAY", hide_env = true, value_parser = duration, default_value = "0", help_heading = "Time and judgement")]
     pub start_delay: Duration,
-    /// Failures don't count, or till all is well
+    /// Failures don't count in it
     #[arg(long, value_name = "D", env = "HEARTBEAT_START_PERIOD", hide_env = true, value_parser = duration, default_value = "30s", help_heading = "Time and judgement")]
     pub start_period: Duration,
     /// Between checks in that time
@@ -287,7 +287,7 @@ pub struct Cli {
     /// A start period after an action
     #[arg(long, value_name = "D", env = "HEARTBEAT_GRACE", hide_env = true, value_parser = duration, default_value = "30s", help_heading = "Action")]
     pub grace: Duration,
-    /// Till the next action; doubles each time
+    /// Till the next action; doubles
     #[arg(long, value_name = "D", env = "HEARTBEAT_COOLDOWN", hide_env = true, value_parser = duration, default_value = "30s", help_heading = "Action")]
     pub cooldown: Duration,
     /// Up to that

@@ -42,14 +42,16 @@ const OUTPUT: u64 = 1 << 32;
 /// Of what an --exec check prints, so many bytes are kept.
 const KEPT: usize = 200;
 
-const HUP: i32 = Signal::SIGHUP as i32;
-const INT: i32 = Signal::SIGINT as i32;
-const QUIT: i32 = Signal::SIGQUIT as i32;
-const TERM: i32 = Signal::SIGTERM as i32;
-const TSTP: i32 = Signal::SIGTSTP as i32;
-const USR1: i32 = Signal::SIGUSR1 as i32;
-const USR2: i32 = Signal::SIGUSR2 as i32;
-const CHLD: i32 = Signal::SIGCHLD as i32;
+/// Counters at one moment, for `cpu=` and `steal=`.
+#[derive(Clone, Copy, Debug)]
+struct Base {
+    at: Instant,
+    machine: Option<(u64, u64)>,
+    used: Option<Duration>,
+}
+
+/// They are counted over that at least, if they can be.
+const WINDOW: Duration = Duration::from_millis(500);
 
 /// An --exec check that runs.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ struct Healing {
 pub fn run(plan: Plan) -> Result<Exit> {
     if plan.mode == Mode::Explain {
         for line in crate::explain::lines(&plan) {
-            if !common::cli::print(&line) {
+            if !common::cli::print(&line)? {
                 break;
             }
         }
@@ -127,9 +129,8 @@ struct Beating {
     gone: String,
     /// The process that was seen last.
     seen: Option<(i32, u64)>,
-    /// Counters of the machine and of the service when the last good round began.
-    machine: Option<(u64, u64)>,
-    used: Option<(Instant, Duration)>,
+    /// Counters when the last good round began, and the one before it.
+    base: [Option<Base>; 2],
     paused: bool,
     stopping: bool,
     over: Option<Exit>,
@@ -257,8 +258,7 @@ impl Beating {
             down_since: None,
             gone: String::new(),
             seen: None,
-            machine: None,
-            used: None,
+            base: [None; 2],
             paused: false,
             stopping: false,
             over: None,
@@ -420,33 +420,33 @@ impl Beating {
     fn on_signal(&mut self, received: Received, now: Instant) {
         let kernel = received.sender == Sender::Kernel;
         match received.signal {
-            CHLD => self.reap_strangers(),
-            USR1 => {
+            own_signals::CHLD => self.reap_strangers(),
+            own_signals::USR1 => {
                 if !self.paused {
                     self.schedule.hurry(now);
                 }
             }
-            HUP if !kernel || self.wrapped.is_some() => {
+            own_signals::HUP if !kernel || self.wrapped.is_some() => {
                 self.reload();
                 // The command may have a use for it, and nothing of ours is lost by that.
                 if let Some(wrapped) = &self.wrapped {
                     wrapped.forward(received);
                 }
             }
-            HUP if self.signals.hup_ignored() => {}
-            USR2 if self.wrapped.is_none() => self.pause(now),
+            own_signals::HUP if self.signals.hup_ignored() => {}
+            own_signals::USR2 if self.wrapped.is_none() => self.pause(now),
             signal => match &self.wrapped {
                 Some(wrapped) => wrapped.forward(received),
                 None => match signal {
-                    TERM | INT | HUP | QUIT => {
-                        let exit = if self.plan.mode == Mode::Watch && signal != QUIT {
+                    own_signals::TERM | own_signals::INT | own_signals::HUP | own_signals::QUIT => {
+                        let exit = if self.plan.mode == Mode::Watch && signal != own_signals::QUIT {
                             Exit::Ok
                         } else {
                             Exit::Signal(signal)
                         };
                         self.stop(exit, now);
                     }
-                    TSTP => {
+                    own_signals::TSTP => {
                         let _ = nix::sys::signal::raise(Signal::SIGSTOP);
                     }
                     _ => {}
@@ -545,9 +545,7 @@ impl Beating {
     /// Starts the checks, all at once.
     fn begin(&mut self, again: bool, now: Instant) {
         if self.judge.failing_since().is_none() {
-            self.machine = machine();
-            let pid = self.service_pid();
-            self.used = self.processes.used(pid).map(|used| (now, used));
+            self.base = [Some(self.base_now(now)), self.base[0]];
         }
         self.round = Some(Round {
             outcomes: self.plan.checks.iter().map(|_| None).collect(),
@@ -611,12 +609,7 @@ impl Beating {
 
     fn advance(&mut self, now: Instant) {
         let times = &self.plan.times;
-        let interval = if self.plan.mode != Mode::Watch {
-            times.start
-        } else if self.judge.quiet(now)
-            && self.judge.state() != State::Up
-            && self.judge.state() != State::Slow
-        {
+        let interval = if self.plan.mode != Mode::Watch || self.judge.quiet(now) {
             times.start
         } else if self.judge.in_doubt() {
             times.fast
@@ -685,16 +678,15 @@ impl Beating {
             None => {}
             Some(Ruling::Enough { count }) => self.on_enough(round.again, count, now),
             Some(Ruling::Changed(before)) => self.on_changed(before, &outcomes, now),
-            Some(Ruling::Same { .. }) => {
-                if round.again && failed.is_none() {
-                    self.voice.report(
-                        Level::Info,
-                        events::ACTION_CANCELLED,
-                        &[("target", self.plan.checks[0].target.clone().into())],
-                        "skip the check before the action passed",
-                    );
-                }
+            Some(Ruling::Same { .. }) if round.again && failed.is_none() => {
+                self.voice.report(
+                    Level::Info,
+                    events::ACTION_CANCELLED,
+                    &[("target", self.plan.checks[0].target.clone().into())],
+                    "skip the check just before the action passed",
+                );
             }
+            Some(Ruling::Same { .. }) => {}
         }
         if failed.is_none() && unknown.is_none() && judged {
             if self.judge.state() != State::Down {
@@ -1042,15 +1034,8 @@ impl Beating {
             return;
         };
         let target = self.plan.checks[index].target.clone();
-        let steal = stolen(self.machine, machine());
-        let pid = self.service_pid();
-        let used = self.processes.used(pid);
-        let cpu = match (self.used, used) {
-            (Some((at, before)), Some(after)) if now > at => {
-                Some(percent(after.saturating_sub(before), now - at))
-            }
-            _ => None,
-        };
+        let steal = self.steal(now);
+        let cpu = self.cpu(now);
         let mut fields = vec![
             ("target", target.as_str().into()),
             ("reason", failure.reason.name().into()),
@@ -1083,6 +1068,34 @@ impl Beating {
         self.changed(&None, now);
     }
 
+    fn base_now(&self, now: Instant) -> Base {
+        Base {
+            at: now,
+            machine: machine(),
+            used: self.processes.used(self.service_pid()),
+        }
+    }
+
+    /// What is counted from: a window of next to nothing would say nothing.
+    fn base(&self, now: Instant) -> Option<Base> {
+        let [newest, older] = self.base;
+        let long = |base: &Base| now.saturating_duration_since(base.at) >= WINDOW;
+        newest.filter(long).or(older).or(newest)
+    }
+
+    fn steal(&self, now: Instant) -> Option<u64> {
+        stolen(self.base(now)?.machine, machine())
+    }
+
+    fn cpu(&self, now: Instant) -> Option<u64> {
+        let base = self.base(now)?;
+        let used = self.processes.used(self.service_pid())?;
+        let time = now
+            .checked_duration_since(base.at)
+            .filter(|time| !time.is_zero())?;
+        Some(percent(used.saturating_sub(base.used?), time))
+    }
+
     fn act(&mut self, now: Instant) {
         if self
             .action
@@ -1092,10 +1105,10 @@ impl Beating {
             return self.hold("running", Duration::ZERO);
         }
         if let Some(most) = self.plan.actions.skip_if_steal {
-            let steal = stolen(self.machine, machine()).unwrap_or(0);
+            let steal = self.steal(now).unwrap_or(0);
             if steal > u64::from(most) {
                 // From here on it is measured anew: the hypervisor may have stopped stealing.
-                self.machine = machine();
+                self.base = [Some(self.base_now(now)), None];
                 return self.hold("steal", Duration::ZERO);
             }
         }
@@ -1183,7 +1196,7 @@ impl Beating {
             ("HEARTBEAT_STATE", self.state_name().to_owned()),
             ("HEARTBEAT_PREVIOUS", self.state_before.to_owned()),
         ];
-        let steal = stolen(self.machine, machine());
+        let steal = self.steal(now);
         variables.extend(steal.map(|steal| ("HEARTBEAT_STEAL", steal.to_string())));
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -1775,4 +1788,18 @@ fn trust(plan: &Plan) -> Result<Option<crate::http::Trust>> {
 #[allow(clippy::unnecessary_wraps)]
 fn trust(_: &Plan) -> Result<Option<crate::http::Trust>> {
     Ok(None)
+}
+
+/// Signals that mean something to us; heartbeat(1) lists the same ones.
+mod own_signals {
+    use nix::sys::signal::Signal;
+
+    pub const HUP: i32 = Signal::SIGHUP as i32;
+    pub const INT: i32 = Signal::SIGINT as i32;
+    pub const QUIT: i32 = Signal::SIGQUIT as i32;
+    pub const TERM: i32 = Signal::SIGTERM as i32;
+    pub const TSTP: i32 = Signal::SIGTSTP as i32;
+    pub const USR1: i32 = Signal::SIGUSR1 as i32;
+    pub const USR2: i32 = Signal::SIGUSR2 as i32;
+    pub const CHLD: i32 = Signal::SIGCHLD as i32;
 }

@@ -107,7 +107,7 @@ impl Voice {
     /// Lines that were dropped, when there is a reader again.
     pub fn take_lost(&mut self) -> Option<u64> {
         let waits = self.out.as_ref().is_some_and(Output::wants_to_write);
-        (self.lost > 0 && !waits).then(|| std::mem::take(&mut self.lost))
+        (self.lost > 0 && !waits && self.heard).then(|| std::mem::take(&mut self.lost))
     }
 
     /// Somebody may still read stdout.

@@ -1,6 +1,6 @@
 //! What can be asked over `--control`.
 
-use crate::writer::Stats;
+use crate::shared::Stats;
 use common::event::quote;
 use std::fmt::Write;
 

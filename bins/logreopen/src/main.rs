@@ -1,6 +1,7 @@
 //! logreopen: log files that survive rotation, a full disk and a hung one.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod cli;
 mod control;
 mod cut;
@@ -11,6 +12,7 @@ mod plan;
 mod queue;
 mod rotate;
 mod run;
+mod shared;
 mod stamp;
 mod start;
 mod stream;

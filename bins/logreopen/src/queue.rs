@@ -2,7 +2,7 @@
 //! Nothing here waits or writes.
 
 use crate::cli::OnFull;
-use crate::stream::LONGEST;
+use crate::stream::BUFFER;
 use common::lines::{Buffer, Run, count};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
@@ -107,7 +107,7 @@ impl Queue {
     /// takes what it is given, and only takes its time.
     pub fn room(&mut self, now: Instant, slow: &mut dyn FnMut() -> bool) -> Room {
         // The next read may bring that much; the first one always passes.
-        let chunk = LONGEST.min(self.limit / 2);
+        let chunk = BUFFER.min(self.limit / 2);
         if self.held == 0 || self.held + chunk <= self.limit {
             return Room::Yes;
         }

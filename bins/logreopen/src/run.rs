@@ -1,16 +1,16 @@
 //! The loop: what happened in, what is done about it out. It never touches a file.
 
-use crate::control::{self, Request, Row};
+use crate::changes::Asker;
 use crate::cut::{Cut, PATIENCE};
 use crate::events;
 use crate::plan::Plan;
 use crate::queue::Room;
+use crate::shared::{Report, Shared};
 use crate::stream::{SHOWN, Stream, Turn};
-use crate::tell::{Voice, gap_fields, speaker};
-use crate::writer::{Report, Shared};
+use crate::tell::{Voice, speaker};
 use common::action::Action;
 use common::control::{Reply, Server};
-use common::error::{Result, describe};
+use common::error::Result;
 use common::event::{Level, Log, Value};
 use common::exit::{End, Exit};
 use common::file::PidFile;
@@ -29,17 +29,19 @@ pub(crate) const SIGNALS: u64 = 0;
 pub(crate) const COMMAND: u64 = 1;
 pub(crate) const DOOR: u64 = 2;
 pub(crate) const INOTIFY: u64 = 3;
-const ACTION: u64 = 4;
+pub(crate) const ACTION: u64 = 4;
 const OWN: u64 = 10;
 pub(crate) const STREAM: u64 = 20;
 pub(crate) const WRITER: u64 = 30;
 /// Tokens of clients begin here.
 pub(crate) const CLIENT: u64 = 1 << 32;
 
-/// Reads of one stream in a turn: the other one, and signals, have theirs.
-const TURN: usize = 4;
-/// Buffers that are kept between reads.
-const SPARE: usize = 4;
+/// Reads of one stream in a turn, a pipe full: the other one, and signals, have theirs.
+const TURN: usize = 16;
+/// So many of them, and the writer is woken before the turn is over.
+const TOGETHER: usize = 4;
+/// Buffers that are kept while lines come.
+const SPARE: usize = 64;
 /// After so much silence no memory is kept.
 const IDLE: Duration = Duration::from_secs(1);
 /// A pipe that a grandchild still holds when the command has ended: so much silence is its end ...
@@ -52,18 +54,18 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// A file, as the loop knows it.
 #[derive(Debug)]
 pub(crate) struct Output {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     /// `None`: one of our own descriptors that leads to a file.
-    path: Option<PathBuf>,
-    cut: Cut,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) cut: Cut,
     /// It is to be rotated rather than reopened.
-    rotate: bool,
+    pub(crate) rotate: bool,
     /// The newest request.
-    request: u64,
+    pub(crate) request: u64,
     /// The stream whose line was handed on in part, and when that last went on.
-    inside: Option<(usize, Instant)>,
-    failing: bool,
-    ended: bool,
+    pub(crate) inside: Option<(usize, Instant)>,
+    pub(crate) failing: bool,
+    pub(crate) ended: bool,
 }
 
 impl Output {
@@ -80,7 +82,7 @@ impl Output {
         }
     }
 
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match &self.path {
             Some(path) => path.to_string_lossy().into_owned(),
             None => "-".to_owned(),
@@ -88,18 +90,8 @@ impl Output {
     }
 }
 
-/// A client that waits for what it has asked.
-#[derive(Debug)]
-struct Asker {
-    client: u64,
-    /// Outputs, with the request that must be done.
-    open: Vec<(usize, u64)>,
-    said: Vec<String>,
-    failed: Vec<String>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(crate) enum Phase {
     Running,
     /// The command has ended; what is in the pipes is read.
     Lingering {
@@ -131,35 +123,35 @@ pub(crate) struct Base {
 /// The program while it pumps.
 pub(crate) struct Pumping {
     pub(crate) plan: Plan,
-    log: Log,
+    pub(crate) log: Log,
     pub(crate) events: Loop,
-    signals: Signals,
-    inotify: Option<Arc<Inotify>>,
-    outputs: Vec<Output>,
+    pub(crate) signals: Signals,
+    pub(crate) inotify: Option<Arc<Inotify>>,
+    pub(crate) outputs: Vec<Output>,
     /// So many of them are files that were named; the others are our own descriptors.
-    files: usize,
+    pub(crate) files: usize,
     pub(crate) streams: Vec<Stream>,
-    own: [Option<Own>; 2],
-    own_writers: [Option<usize>; 2],
-    own_armed: [bool; 2],
+    pub(crate) own: [Option<Own>; 2],
+    pub(crate) own_writers: [Option<usize>; 2],
+    pub(crate) own_armed: [bool; 2],
     /// stdout and stderr lead to the same place.
     pub(crate) one: bool,
     pub(crate) voice: Voice,
     pub(crate) wrapped: Option<Wrapped>,
     pub(crate) small_pipes: Vec<usize>,
-    server: Option<Server>,
-    _pid_file: Option<PidFile>,
-    askers: Vec<Asker>,
-    action: Option<(Action, usize)>,
-    actions: VecDeque<(usize, PathBuf)>,
-    pool: Pool,
-    idle_at: Option<Instant>,
-    phase: Phase,
-    end: Option<End>,
-    asked_to_end: u32,
-    end_signal: Option<i32>,
-    lost: bool,
-    tee_lost: u64,
+    pub(crate) server: Option<Server>,
+    pub(crate) _pid_file: Option<PidFile>,
+    pub(crate) askers: Vec<Asker>,
+    pub(crate) action: Option<(Action, usize)>,
+    pub(crate) actions: VecDeque<(usize, PathBuf)>,
+    pub(crate) pool: Pool,
+    pub(crate) idle_at: Option<Instant>,
+    pub(crate) phase: Phase,
+    pub(crate) end: Option<End>,
+    pub(crate) asked_to_end: u32,
+    pub(crate) end_signal: Option<i32>,
+    pub(crate) lost: bool,
+    pub(crate) tee_lost: u64,
 }
 
 /// Pumps until the command ends, or the input does.
@@ -198,7 +190,7 @@ impl Pumping {
             askers: Vec::new(),
             action: None,
             actions: VecDeque::new(),
-            pool: Pool::new(crate::stream::LONGEST, SPARE),
+            pool: Pool::new(crate::stream::BUFFER, SPARE),
             idle_at: None,
             phase: Phase::Running,
             end: None,
@@ -359,7 +351,7 @@ impl Pumping {
             }
             for index in 0..self.files {
                 // A file that is to be changed at the end of a line has got there.
-                self.cut_now(index, now);
+                self.cut_now(index);
                 let output = &self.outputs[index];
                 let mut inner = output.shared.lock();
                 inner.queue.close();
@@ -380,17 +372,7 @@ impl Pumping {
     fn on_signal(&mut self, received: Received, now: Instant) {
         match received.signal {
             own_signals::HUP => self.reopen_all(None, now),
-            own_signals::CHLD => {
-                // As process 1 of a container we get everybody's orphans.
-                let own = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
-                let action = self.action.as_ref().map(|(action, _)| action.pid());
-                while let Some(pid) = common::child::next_ended() {
-                    if Some(pid) == own || Some(pid) == action {
-                        break;
-                    }
-                    common::child::reap_stranger(pid);
-                }
-            }
+            own_signals::CHLD => self.reap_strangers(),
             signal => match &self.wrapped {
                 Some(wrapped) => wrapped.forward(received),
                 None if matches!(signal, own_signals::TERM | own_signals::INT) => {
@@ -410,8 +392,22 @@ impl Pumping {
                         self.end_stream(index, now);
                     }
                 }
+                // Control-Z stops the whole pipeline, or the shell would wait for us.
+                None if signal == nix::libc::SIGTSTP => wrap::stop_like_the_job(),
                 None => {}
             },
+        }
+    }
+
+    /// As process 1 of a container we get everybody's orphans. Our own two are reaped where they are held.
+    pub(crate) fn reap_strangers(&self) {
+        let own = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
+        let action = self.action.as_ref().map(|(action, _)| action.pid());
+        while let Some(pid) = common::child::next_ended() {
+            if Some(pid) == own || Some(pid) == action {
+                break;
+            }
+            common::child::reap_stranger(pid);
         }
     }
 
@@ -458,8 +454,8 @@ impl Pumping {
     // ---- lines ----
 
     /// Reads a stream until it is empty for now, or has had its turn.
-    fn on_stream(&mut self, index: usize, now: Instant) {
-        let mut total = 0;
+    pub(crate) fn on_stream(&mut self, index: usize, now: Instant) {
+        let (mut total, mut waiting) = (0, 0);
         for _ in 0..TURN {
             if self.streams[index].ended || !self.has_room(index, now) {
                 break;
@@ -470,6 +466,11 @@ impl Pumping {
             let turn = stream.read(&mut self.pool, &mut |whole| run = Some(whole));
             if let Some(run) = run {
                 self.deliver(index, run, now);
+                waiting += 1;
+            }
+            if waiting == TOGETHER {
+                self.wake_writer(index);
+                waiting = 0;
             }
             match turn {
                 Turn::More(got) => total += got,
@@ -483,6 +484,9 @@ impl Pumping {
                     break;
                 }
             }
+        }
+        if waiting > 0 {
+            self.wake_writer(index);
         }
         if total > 0 {
             let output = self.streams[index].output;
@@ -523,7 +527,7 @@ impl Pumping {
                     return false;
                 }
                 let output = stream.output;
-                self.break_line(output, now);
+                self.break_line(output);
             }
         }
         let stream = &mut self.streams[index];
@@ -569,10 +573,16 @@ impl Pumping {
         let mut inner = shared.lock();
         let free = inner.queue.offer(run, number, wall);
         let spare = std::mem::take(&mut inner.spare);
-        shared.wake(inner);
+        drop(inner);
         for buffer in free.into_iter().chain(spare) {
             self.pool.give(buffer);
         }
+    }
+
+    /// After lines were handed over; not after each, or it would wake for each.
+    fn wake_writer(&self, index: usize) {
+        let shared = &self.outputs[self.streams[index].output].shared;
+        shared.wake(shared.lock());
     }
 
     fn tee(&mut self, own: usize, bytes: &[u8], wall: SystemTime) {
@@ -612,6 +622,7 @@ impl Pumping {
         self.streams[index].show = None;
         if let Some(run) = self.streams[index].pump.flush() {
             self.deliver(index, run, now);
+            self.wake_writer(index);
         }
     }
 
@@ -620,7 +631,7 @@ impl Pumping {
         if stream.ended {
             return;
         }
-        if !stream.always {
+        if std::mem::replace(&mut stream.registered, false) {
             self.events.remove(&*stream);
         }
         stream.show = None;
@@ -629,6 +640,7 @@ impl Pumping {
         let rest = stream.pump.finish();
         if let Some(run) = rest {
             self.deliver(index, run, now);
+            self.wake_writer(index);
         }
         let stream = &mut self.streams[index];
         stream.ended = true;
@@ -637,448 +649,26 @@ impl Pumping {
         self.cut_if_due(output, now);
     }
 
-    fn arm(&self, index: usize) {
-        let stream = &self.streams[index];
+    fn arm(&mut self, index: usize) {
+        let stream = &mut self.streams[index];
         if stream.ended || stream.always {
             return;
         }
-        let interest = if stream.pause.is_none() && stream.held.is_none() {
-            Interest::Read
-        } else {
-            Interest::Nothing
-        };
-        self.events.set(stream, STREAM + index as u64, interest);
-    }
-
-    // ---- changing files ----
-
-    /// Asks for all files to be reopened; `client` gets an answer when that is done.
-    fn reopen_all(&mut self, client: Option<u64>, now: Instant) {
-        self.change_all(client, false, now);
-    }
-
-    fn change_all(&mut self, client: Option<u64>, rotate: bool, now: Instant) {
-        let mut open = Vec::new();
-        for index in 0..self.files {
-            let inside: Vec<usize> = (0..self.streams.len())
-                .filter(|number| {
-                    let stream = &self.streams[*number];
-                    stream.output == index && stream.is_inside()
-                })
-                .collect();
-            let output = &mut self.outputs[index];
-            output.request += 1;
-            output.rotate = rotate;
-            output.cut.ask(&inside, now);
-            open.push((index, output.request));
-            for stream in inside {
-                // The newline may lie in the pipe.
-                self.on_stream(stream, now);
+        let token = STREAM + index as u64;
+        // Taken out while its output takes nothing: that its writers are gone would be said all the time.
+        match (stream.held.is_none(), stream.registered) {
+            (true, false) => {
+                stream.registered = self.events.add(&*stream, token, Interest::Read).is_ok();
             }
-        }
-        if let Some(client) = client {
-            self.askers.push(Asker {
-                client,
-                open,
-                said: Vec::new(),
-                failed: Vec::new(),
-            });
-        }
-        for index in 0..self.files {
-            self.cut_if_due(index, now);
-        }
-    }
-
-    fn cut_if_due(&mut self, index: usize, now: Instant) {
-        if self.outputs[index].cut.take_due(now) {
-            self.cut(index, now);
-        }
-    }
-
-    fn cut_now(&mut self, index: usize, now: Instant) {
-        if self.outputs[index].cut.is_wanted() {
-            self.outputs[index].cut = Cut::default();
-            self.cut(index, now);
-        }
-    }
-
-    fn cut(&mut self, index: usize, now: Instant) {
-        self.break_line(index, now);
-        let output = &self.outputs[index];
-        let mut inner = output.shared.lock();
-        if output.rotate {
-            inner.queue.rotate(output.request);
-        } else {
-            inner.queue.cut(output.request);
-        }
-        output.shared.wake(inner);
-    }
-
-    /// A line that was handed on in part ends here, and its rest will be another one.
-    fn break_line(&mut self, index: usize, now: Instant) {
-        let Some((stream, _)) = self.outputs[index].inside.take() else {
-            return;
-        };
-        self.streams[stream].pump.break_line();
-        let newline = Run {
-            buffer: Buffer::from(&b"\n"[..]),
-            starts: false,
-            ends: true,
-        };
-        let number = self.streams[stream].number;
-        let output = &self.outputs[index];
-        let mut inner = output.shared.lock();
-        let _ = inner.queue.offer(newline, number, SystemTime::now());
-        output.shared.wake(inner);
-        let _ = now;
-        let file = output.name();
-        self.say(
-            Level::Warning,
-            events::LINE_SPLIT,
-            &[("file", file.into())],
-            Some(index),
-        );
-    }
-
-    fn on_inotify(&mut self) {
-        let Some(inotify) = &self.inotify else {
-            return;
-        };
-        // EAGAIN: all of them are read.
-        while let Ok(happened) = inotify.read_events() {
-            for event in happened {
-                for output in &self.outputs[..self.files] {
-                    output.shared.look_if_watched(event.wd);
-                }
+            (true, true) if stream.pause.is_none() => {
+                self.events.set(&*stream, token, Interest::Read)
             }
-        }
-    }
-
-    // ---- what the writers say ----
-
-    fn on_reports(&mut self, index: usize, now: Instant) {
-        for report in self.outputs[index].shared.take_reports() {
-            self.on_report(index, report, now);
-        }
-        // Something may have been written: who was held may go on.
-        for number in 0..self.streams.len() {
-            let stream = &self.streams[number];
-            if stream.output == index && stream.held.is_some() && !stream.ended {
-                self.on_stream(number, now);
+            (true, true) => self.events.set(&*stream, token, Interest::Nothing),
+            (false, true) => {
+                self.events.remove(&*stream);
+                stream.registered = false;
             }
-        }
-    }
-
-    fn on_report(&mut self, index: usize, report: Report, now: Instant) {
-        let name = self.outputs[index].name();
-        let file = || Value::from(name.clone());
-        match report {
-            Report::Reopened(reopened) => {
-                self.outputs[index].failing = false;
-                let fields = [
-                    ("file", file()),
-                    ("old", reopened.old.into()),
-                    ("inode", reopened.new.into()),
-                    ("bytes", reopened.bytes.into()),
-                    ("lines", reopened.lines.into()),
-                    ("took", reopened.took.into()),
-                ];
-                self.say(Level::Info, events::OUTPUT_REOPENED, &fields, Some(index));
-                let said = format!(
-                    "{name} reopened: inode {} to {}, {} lines in the old one",
-                    reopened.old, reopened.new, reopened.lines
-                );
-                self.done(index, reopened.request, Ok(said), now);
-            }
-            Report::Unchanged(request) => {
-                self.say(
-                    Level::Debug,
-                    events::OUTPUT_UNCHANGED,
-                    &[("file", file())],
-                    Some(index),
-                );
-                let said = format!("{name} unchanged");
-                self.done(index, request, Ok(said), now);
-            }
-            Report::ReopenFailed {
-                request,
-                why,
-                again,
-            } => {
-                self.outputs[index].failing = true;
-                if !again {
-                    let fields = [("file", file()), ("error", why.clone().into())];
-                    self.say(Level::Error, events::REOPEN_FAILED, &fields, Some(index));
-                }
-                self.done(index, request, Err(format!("{name}: {why}")), now);
-            }
-            Report::Moved => {
-                self.say(
-                    Level::Info,
-                    events::OUTPUT_MOVED,
-                    &[("file", file())],
-                    Some(index),
-                );
-            }
-            Report::WriteFailed(why) => {
-                self.outputs[index].failing = true;
-                let fields = [("file", file()), ("error", why.into())];
-                self.say(Level::Error, events::WRITE_FAILED, &fields, Some(index));
-            }
-            Report::Recovered { after, held } => {
-                self.outputs[index].failing = false;
-                let lost = self.outputs[index].shared.lock().queue.lost();
-                let fields = [
-                    ("file", file()),
-                    ("held", held.into()),
-                    ("lost", lost.0.into()),
-                    ("took", after.into()),
-                ];
-                self.say(
-                    Level::Warning,
-                    events::WRITE_RECOVERED,
-                    &fields,
-                    Some(index),
-                );
-            }
-            Report::Lost(gap) => {
-                self.lost = true;
-                let [lines, bytes, since, until] = gap_fields(&gap).map(|(_, value)| value);
-                let fields = [
-                    ("file", file()),
-                    ("lines", lines),
-                    ("bytes", bytes),
-                    ("since", since),
-                    ("until", until),
-                ];
-                self.say(Level::Warning, events::LINES_LOST, &fields, Some(index));
-            }
-            Report::Split => {
-                self.say(
-                    Level::Warning,
-                    events::LINE_SPLIT,
-                    &[("file", file())],
-                    Some(index),
-                );
-            }
-            Report::Truncated(from, to) => {
-                let fields = [
-                    ("file", file()),
-                    ("from", from.into()),
-                    ("to", to.into()),
-                    (
-                        "error",
-                        "what was written between its copy and its truncation is lost (copytruncate)"
-                            .into(),
-                    ),
-                ];
-                self.say(Level::Warning, events::TRUNCATED, &fields, Some(index));
-            }
-            Report::Rotated(to, rotated) => {
-                let fields = [
-                    ("file", file()),
-                    ("to", to.to_string_lossy().into_owned().into()),
-                    ("bytes", rotated.bytes.into()),
-                    ("lines", rotated.lines.into()),
-                    ("took", rotated.took.into()),
-                ];
-                self.say(Level::Info, events::ROTATED, &fields, Some(index));
-                let said = format!("{name} rotated to {}", to.display());
-                self.done(index, rotated.request, Ok(said), now);
-                if self.plan.on_rotate.is_some() {
-                    self.actions.push_back((index, to));
-                    self.next_action(now);
-                }
-            }
-            Report::RotateFailed(request, why) => {
-                let fields = [("file", file()), ("error", why.clone().into())];
-                self.say(Level::Error, events::ROTATE_FAILED, &fields, Some(index));
-                self.done(index, request, Err(format!("{name}: {why}")), now);
-            }
-            Report::Ended => self.outputs[index].ended = true,
-        }
-    }
-
-    /// A request of an output is done, and all before it: clients that waited for it get their answer.
-    fn done(
-        &mut self,
-        index: usize,
-        request: u64,
-        result: std::result::Result<String, String>,
-        now: Instant,
-    ) {
-        if request == 0 {
-            return;
-        }
-        for asker in &mut self.askers {
-            let before = asker.open.len();
-            asker
-                .open
-                .retain(|(output, wanted)| *output != index || *wanted > request);
-            if asker.open.len() < before {
-                match &result {
-                    Ok(said) => asker.said.push(said.clone()),
-                    Err(why) => asker.failed.push(why.clone()),
-                }
-            }
-        }
-        let Some(server) = &mut self.server else {
-            return;
-        };
-        let events = &self.events;
-        self.askers.retain(|asker| {
-            if !asker.open.is_empty() {
-                return true;
-            }
-            for line in &asker.said {
-                server.line(events, asker.client, line, now);
-            }
-            let reply = if asker.failed.is_empty() {
-                Reply::Ok(String::new())
-            } else {
-                Reply::Err(Exit::No.code(), asker.failed.join("; "))
-            };
-            server.end(events, asker.client, &reply, now);
-            false
-        });
-    }
-
-    // ---- the command of --on-rotate ----
-
-    fn next_action(&mut self, now: Instant) {
-        let (None, Some(command)) = (&self.action, self.plan.on_rotate.clone()) else {
-            return;
-        };
-        let Some((index, path)) = self.actions.pop_front() else {
-            return;
-        };
-        let variables = [("LOGREOPEN_FILE", path.as_os_str())];
-        let started =
-            Action::start(&command, &variables, self.plan.action_timeout, now).and_then(|action| {
-                self.events
-                    .add(&action, ACTION, Interest::Read)
-                    .map_err(|why| std::io::Error::other(why.message))?;
-                Ok(action)
-            });
-        match started {
-            Ok(action) => self.action = Some((action, index)),
-            Err(why) => {
-                let error = describe(&why);
-                self.action_failed(index, error);
-                self.release_rotation(index);
-            }
-        }
-    }
-
-    fn on_action_end(&mut self) {
-        let Some(end) = self.action.as_ref().and_then(|(action, _)| action.ended()) else {
-            return;
-        };
-        let Some((action, index)) = self.action.take() else {
-            return;
-        };
-        self.events.remove(&action);
-        action.reap();
-        if end != End::Exited(0) {
-            self.action_failed(index, end.to_string());
-        }
-        self.release_rotation(index);
-        self.next_action(Instant::now());
-    }
-
-    fn action_failed(&mut self, index: usize, error: String) {
-        let fields = [
-            ("file", self.outputs[index].name().into()),
-            ("error", error.into()),
-        ];
-        self.say(Level::Warning, events::ACTION_FAILED, &fields, Some(index));
-    }
-
-    fn release_rotation(&self, index: usize) {
-        let shared = &self.outputs[index].shared;
-        let mut inner = shared.lock();
-        inner.rotation_held = false;
-        shared.wake(inner);
-    }
-
-    // ---- clients ----
-
-    fn on_client(&mut self, id: u64, wake: Wake, now: Instant) {
-        let Some(server) = &mut self.server else {
-            return;
-        };
-        let Some(text) = server.hear(&self.events, id, wake, now) else {
-            return;
-        };
-        let reply = match Request::parse(&text) {
-            None => Reply::Err(
-                Exit::Usage.code(),
-                format!("'{text}' is no request; reopen, status, rotate, version and help are"),
-            ),
-            Some(Request::Version) => Reply::Ok(format!("logreopen {}", env!("CARGO_PKG_VERSION"))),
-            Some(Request::Help) => {
-                server.line(&self.events, id, control::HELP, now);
-                Reply::Ok(String::new())
-            }
-            Some(Request::Status) => {
-                let rows = self.rows();
-                self.answer(id, &control::table(&rows), now);
-                self.health()
-            }
-            Some(Request::StatusJson) => {
-                let rows = self.rows();
-                let pid = self.wrapped.as_ref().map(|wrapped| wrapped.child().pid());
-                let text = control::json(&rows, std::process::id(), pid);
-                self.answer(id, &text, now);
-                self.health()
-            }
-            Some(Request::Reopen) => {
-                self.reopen_all(Some(id), now);
-                return;
-            }
-            Some(Request::Rotate) if self.plan.rotate.is_none() => Reply::Err(
-                Exit::No.code(),
-                "we do not rotate ourselves without --max-size".to_owned(),
-            ),
-            Some(Request::Rotate) => {
-                self.change_all(Some(id), true, now);
-                return;
-            }
-        };
-        if let Some(server) = &mut self.server {
-            server.end(&self.events, id, &reply, now);
-        }
-    }
-
-    fn answer(&mut self, id: u64, text: &str, now: Instant) {
-        if let Some(server) = &mut self.server {
-            server.line(&self.events, id, text, now);
-        }
-    }
-
-    fn rows(&self) -> Vec<Row> {
-        let row = |output: &Output| {
-            let inner = output.shared.lock();
-            Row {
-                file: output.name(),
-                stats: inner.stats.clone(),
-                held: inner.queue.held(),
-                lost: inner.queue.lost(),
-            }
-        };
-        self.outputs[..self.files].iter().map(row).collect()
-    }
-
-    fn health(&self) -> Reply {
-        let wrong: Vec<String> = self
-            .rows()
-            .into_iter()
-            .filter_map(|row| Some(format!("{}: {}", row.file, row.stats.trouble?)))
-            .collect();
-        if wrong.is_empty() {
-            Reply::Ok(String::new())
-        } else {
-            Reply::Err(Exit::No.code(), wrong.join("; "))
+            (false, false) => {}
         }
     }
 
@@ -1123,6 +713,11 @@ impl Pumping {
         let Some(output) = &self.own[own] else {
             return;
         };
+        if output.descriptor().is_none() && self.own_armed[own] {
+            // Its reader is gone.
+            self.own_armed[own] = false;
+            self.events.remove(common::sys::standard(own as i32 + 1));
+        }
         let wanted = output.wants_to_write();
         if let (Some(fd), true) = (output.descriptor(), wanted != self.own_armed[own]) {
             self.own_armed[own] = wanted;

@@ -1,14 +1,16 @@
 //! From a plan to a loop that can run: everything is opened, root is dropped, the command is started. If
 //! one of these fails, files that we have made are gone again.
 
+use crate::cli::{Fsync, OnFull};
 use crate::events;
 use crate::place::{Opened, Place, directory_of, explain, may_come};
 use crate::plan::{Input, Plan};
 use crate::queue::Queue;
 use crate::run::{Base, CLIENT, COMMAND, DOOR, INOTIFY, Output, Pumping, SIGNALS, STREAM, WRITER};
+use crate::shared::Shared;
 use crate::stream::{PIPE, Stream};
 use crate::tell::Voice;
-use crate::writer::{Options, Shared, Writer};
+use crate::writer::{Options, Writer};
 use common::control::Server;
 use common::error::{Doing, Error, Result, describe};
 use common::event::{Level, Log};
@@ -24,6 +26,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a stderr or stdout that leads to a file may hold, in bytes.
 const OWN_BUFFER: usize = 1 << 20;
@@ -134,11 +137,65 @@ fn copy_of(fd: RawFd) -> Option<Opened> {
     })
 }
 
-/// Which of our own descriptors is written how.
+/// How our own two descriptors are written.
+#[derive(Default)]
 struct Ours {
     own: [Option<Own>; 2],
     /// The writer, if it leads to a file.
-    writer: [Option<usize>; 2],
+    writers: [Option<usize>; 2],
+    voice: Voice,
+}
+
+/// Our own two descriptors: what leads to a file is written by a thread, for it can hang too. `files` are the
+/// ones that were named.
+fn open_ours(
+    plan: &Plan,
+    log: &Log,
+    events: &Loop,
+    outputs: &mut Vec<Output>,
+    files: &[Option<Identity>],
+) -> Result<Ours> {
+    let mut ours = Ours::default();
+    let stderr_is_file = kind_of(standard(2)) == Kind::File;
+    let own = fd_identity(standard(2)).ok();
+    let through = files
+        .iter()
+        .position(|file| stderr_is_file && file.is_some() && *file == own);
+    for fd in [2, 1] {
+        let index = fd as usize - 1;
+        match through {
+            Some(through) if fd == 2 => {
+                ours.voice = Voice::Through(through);
+                continue;
+            }
+            _ if fd == 1 && (!plan.tee || same(standard(1), standard(2))) => continue,
+            Some(_) | None => {}
+        }
+        let opened = match kind_of(standard(fd)) {
+            Kind::File => copy_of(fd),
+            Kind::Terminal | Kind::Socket | Kind::Other => None,
+        };
+        let Some(opened) = opened else {
+            ours.own[index] = Some(Own::open(fd));
+            continue;
+        };
+        let options = Options {
+            fsync: Fsync::Never,
+            follow: Duration::ZERO,
+            rotate: None,
+            hold_rotation: false,
+            log: log.clone(),
+        };
+        let queue = Queue::new(OWN_BUFFER, OnFull::Drop);
+        let shared = Arc::new(Shared::new(queue).doing("make an eventfd")?);
+        let writer = Writer::new(Arc::clone(&shared), None, Some(opened), options, None);
+        ours.writers[index] = Some(outputs.len());
+        if fd == 2 {
+            ours.voice = Voice::Writer(outputs.len());
+        }
+        begin(events, outputs, shared, writer, None)?;
+    }
+    Ok(ours)
 }
 
 /// Starts what the plan says.
@@ -215,54 +272,7 @@ pub fn start(plan: Plan) -> Result<Pumping> {
         begin(&events, &mut outputs, shared, writer, Some(path))?;
     }
 
-    // Our own two descriptors: what leads to a file is written by a thread, for it can hang too.
-    let mut ours = Ours {
-        own: [None, None],
-        writer: [None, None],
-    };
-    let mut voice = Voice::Stderr;
-    let through = fd_identity(standard(2))
-        .ok()
-        .and_then(|own| identities.iter().position(|other| *other == Some(own)))
-        .filter(|_| kind_of(standard(2)) == Kind::File);
-    let one = same(standard(1), standard(2));
-    for fd in [2, 1] {
-        let index = fd as usize - 1;
-        if fd == 1 && (!plan.tee || one) {
-            continue;
-        }
-        if fd == 2 {
-            if let Some(through) = through {
-                voice = Voice::Through(through);
-                continue;
-            }
-        }
-        let opened = match kind_of(standard(fd)) {
-            Kind::File => copy_of(fd),
-            Kind::Terminal | Kind::Socket | Kind::Other => None,
-        };
-        match opened {
-            None => ours.own[index] = Some(Own::open(fd)),
-            Some(opened) => {
-                let queue = Queue::new(OWN_BUFFER, crate::cli::OnFull::Drop);
-                let options = Options {
-                    fsync: crate::cli::Fsync::Never,
-                    follow: std::time::Duration::ZERO,
-                    rotate: None,
-                    hold_rotation: false,
-                    log: log.clone(),
-                };
-                let shared = Arc::new(Shared::new(queue).doing("make an eventfd")?);
-                let writer = Writer::new(Arc::clone(&shared), None, Some(opened), options, None);
-                ours.writer[index] = Some(outputs.len());
-                if fd == 2 {
-                    voice = Voice::Writer(outputs.len());
-                }
-                begin(&events, &mut outputs, shared, writer, None)?;
-            }
-        }
-    }
-
+    let ours = open_ours(&plan, &log, &events, &mut outputs, &identities)?;
     let mut pumping = Pumping::new(Base {
         plan,
         log,
@@ -272,49 +282,70 @@ pub fn start(plan: Plan) -> Result<Pumping> {
         outputs,
         files: count,
         own: ours.own,
-        own_writers: ours.writer,
-        one,
-        voice,
+        own_writers: ours.writers,
+        one: same(standard(1), standard(2)),
+        voice: ours.voice,
         server,
         pid_file,
     });
     pumping.attach(&files.index, &inherited)?;
     made.keep();
     for (path, inode) in said {
-        let path_text = path.to_string_lossy().into_owned();
-        pumping.say(
-            Level::Info,
-            events::OUTPUT_OPENED,
-            &[("file", path_text.clone().into()), ("inode", inode.into())],
-            None,
-        );
-        // Said now, because the first reopen would fail, some night.
-        let directory = directory_of(&path);
-        let allowed = nix::unistd::faccessat(
-            nix::fcntl::AT_FDCWD,
-            directory,
-            AccessFlags::W_OK | AccessFlags::X_OK,
-            nix::fcntl::AtFlags::AT_EACCESS,
-        );
-        if let (Err(why), true) = (allowed, is_regular(&path)) {
-            pumping.say(
-                Level::Warning,
-                events::REOPEN_DOUBTFUL,
-                &[
-                    ("file", path_text.into()),
-                    ("directory", directory.to_string_lossy().into_owned().into()),
-                    ("error", describe(&why.into()).into()),
-                ],
-                None,
-            );
-        }
+        say_opened(&mut pumping, &path, inode);
     }
     pumping.say_started();
     Ok(pumping)
 }
 
-fn is_regular(path: &Path) -> bool {
-    path.metadata().is_ok_and(|found| found.is_file())
+/// Also that its first reopen would fail: now, rather than some night.
+fn say_opened(pumping: &mut Pumping, path: &Path, inode: u64) {
+    let file = path.to_string_lossy().into_owned();
+    pumping.say(
+        Level::Info,
+        events::OUTPUT_OPENED,
+        &[("file", file.clone().into()), ("inode", inode.into())],
+        None,
+    );
+    let directory = directory_of(path);
+    let allowed = nix::unistd::faccessat(
+        nix::fcntl::AT_FDCWD,
+        directory,
+        AccessFlags::W_OK | AccessFlags::X_OK,
+        nix::fcntl::AtFlags::AT_EACCESS,
+    );
+    let regular = path.metadata().is_ok_and(|found| found.is_file());
+    if let (Err(why), true) = (allowed, regular) {
+        let directory = directory.to_string_lossy().into_owned();
+        pumping.say(
+            Level::Warning,
+            events::REOPEN_DOUBTFUL,
+            &[
+                ("file", file.into()),
+                ("directory", directory.into()),
+                ("error", describe(&why.into()).into()),
+            ],
+            None,
+        );
+    }
+}
+
+/// The path, or what it links to, names a descriptor of ours.
+fn is_descriptor(path: &Path) -> bool {
+    let mut path = path.to_owned();
+    // As many links as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        if ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc"]
+            .iter()
+            .any(|name| path.starts_with(name))
+        {
+            return true;
+        }
+        match std::fs::read_link(&path) {
+            Ok(to) => path = directory_of(&path).join(to),
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 fn begin(
@@ -382,9 +413,10 @@ impl Pumping {
         if self.plan.tee {
             stream.tee = Some(if self.one { 1 } else { fd - 1 });
         }
-        if !stream.always && self.events.add(&stream, token, Interest::Read).is_err() {
+        if !stream.always {
+            stream.registered = self.events.add(&stream, token, Interest::Read).is_ok();
             // EPERM: what cannot be waited for (a file, /dev/null) is always ready.
-            stream.always = true;
+            stream.always = !stream.registered;
         }
         if stream.size() < PIPE {
             self.small_pipes.push(stream.size());
@@ -403,6 +435,10 @@ impl Pumping {
             return;
         };
         let _ = nix::unistd::dup2_stdin(&null);
+        // A FILE that is one of ours by another name (/dev/stdout) must lead there at a reopen too.
+        if self.plan.files.iter().any(|path| is_descriptor(path)) {
+            return;
+        }
         if !self.plan.tee {
             let _ = nix::unistd::dup2_stdout(&null);
         }

@@ -6,9 +6,10 @@ use common::event::{Value, rfc3339};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where event lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Voice {
     /// Our own stderr: a pipe, a terminal, a socket.
+    #[default]
     Stderr,
     /// Stderr leads to this output's file: lines go there, so that they follow it when it is changed.
     /// About itself, when it cannot be written, it would never get to say anything: the other one does.

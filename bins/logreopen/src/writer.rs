@@ -4,19 +4,18 @@
 use crate::cli::Fsync;
 use crate::follow::{Act, Follow, Seen};
 use crate::place::{Lock, Opened, Place, explain};
-use crate::queue::{Gap, Item, Queue, Room};
+use crate::queue::{Gap, Item};
+use crate::shared::{Inner, Reopened, Report, SPARE, Shared};
 use common::error::describe;
 use common::event::{Level, Log};
 use common::file::Identity;
 use common::lines::{Buffer, Run, count};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::inotify::{AddWatchFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, Inotify};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A file that cannot be written is tried again so often.
@@ -29,206 +28,6 @@ const RETRY_ROTATE: Duration = Duration::from_secs(1);
 const LOOK_UP: u16 = 200;
 /// What a writer needs of stack, in bytes.
 const STACK: usize = 128 << 10;
-
-/// What the loop is told.
-#[derive(Debug)]
-pub enum Report {
-    /// The old file was let go, and another one taken, for all requests up to this one.
-    Reopened(Reopened),
-    /// The path still leads to the file that is open.
-    Unchanged(u64),
-    /// Another file could not be opened; it is tried again.
-    ReopenFailed {
-        /// The request.
-        request: u64,
-        /// Why.
-        why: String,
-        /// Said before, of the same request.
-        again: bool,
-    },
-    /// The file was moved or removed, and nobody said so.
-    Moved,
-    /// It cannot be written.
-    WriteFailed(String),
-    /// It can be written again.
-    Recovered {
-        /// After how long.
-        after: Duration,
-        /// What was held in that moment, in bytes.
-        held: usize,
-    },
-    /// Lines were dropped.
-    Lost(Gap),
-    /// A line was cut in two.
-    Split,
-    /// Somebody made the file shorter, from so many bytes to so many.
-    Truncated(u64, u64),
-    /// It was rotated, to this name.
-    Rotated(PathBuf, Reopened),
-    /// It could not be rotated.
-    RotateFailed(u64, String),
-    /// All is written, and nothing more will come.
-    Ended,
-}
-
-/// A file that was changed for another.
-#[derive(Debug)]
-pub struct Reopened {
-    /// The request.
-    pub request: u64,
-    /// The old file's inode; 0 when there was none.
-    pub old: u64,
-    /// The new file's.
-    pub new: u64,
-    /// What was written to the old one.
-    pub bytes: u64,
-    /// In lines.
-    pub lines: u64,
-    /// From the moment that it was taken up.
-    pub took: Duration,
-}
-
-/// What the status says.
-#[derive(Clone, Debug, Default)]
-pub struct Stats {
-    /// Of the file that is open; 0 without one.
-    pub inode: u64,
-    /// Written since the start.
-    pub bytes: u64,
-    /// Written since the start.
-    pub lines: u64,
-    /// How often another file was taken.
-    pub reopens: u64,
-    /// Why nothing can be written, or no other file opened.
-    pub trouble: Option<String>,
-    /// The last one, even if it is over.
-    pub last_error: Option<String>,
-}
-
-/// What the loop and the writer have in common.
-#[derive(Debug)]
-pub struct Inner {
-    /// The lines.
-    pub queue: Queue,
-    /// The loop wants to hear when something was written.
-    pub tell: bool,
-    /// Something has happened to the file's name.
-    pub look: bool,
-    /// The command of `--on-rotate` still has the last old file.
-    pub rotation_held: bool,
-    /// Nothing more will come.
-    pub end: bool,
-    /// See [`Stats`].
-    pub stats: Stats,
-    /// Buffers for the loop's pool.
-    pub spare: Vec<Buffer>,
-    watch: Option<WatchDescriptor>,
-    reports: Vec<Report>,
-    idle: bool,
-    thread: i32,
-}
-
-impl Inner {
-    /// See [`Queue::room`].
-    pub fn room(&mut self, now: Instant) -> Room {
-        let thread = self.thread;
-        self.queue.room(now, &mut || is_slow(thread))
-    }
-}
-
-/// The writer waits for the processor, or because the kernel makes it (too much is not on disk yet):
-/// then it goes on by itself. In any other sleep it may be for ever. Both can be read in /proc.
-fn is_slow(thread: i32) -> bool {
-    let of = |name: &str| std::fs::read(format!("/proc/self/task/{thread}/{name}"));
-    let running = of("stat").is_ok_and(|stat| {
-        let name = stat.iter().rposition(|byte| *byte == b')');
-        name.and_then(|name| stat.get(name + 2)) == Some(&b'R')
-    });
-    running || of("wchan").is_ok_and(|at| at.starts_with(b"balance_dirty_pages"))
-}
-
-/// A writer as the loop sees it.
-#[derive(Debug)]
-pub struct Shared {
-    inner: Mutex<Inner>,
-    wake: Condvar,
-    told: EventFd,
-}
-
-/// Buffers that the writer keeps for the loop.
-const SPARE: usize = 4;
-
-impl Shared {
-    /// # Errors
-    /// EMFILE.
-    pub fn new(queue: Queue) -> nix::Result<Shared> {
-        Ok(Shared {
-            inner: Mutex::new(Inner {
-                queue,
-                tell: false,
-                look: false,
-                rotation_held: false,
-                end: false,
-                stats: Stats::default(),
-                spare: Vec::new(),
-                watch: None,
-                reports: Vec::new(),
-                idle: false,
-                thread: 0,
-            }),
-            wake: Condvar::new(),
-            told: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
-        })
-    }
-
-    /// Neither side ever holds it over a system call that can wait.
-    pub fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Wakes the writer, if it has nothing to do.
-    pub fn wake(&self, mut inner: MutexGuard<'_, Inner>) {
-        let idle = std::mem::replace(&mut inner.idle, false);
-        drop(inner);
-        if idle {
-            self.wake.notify_one();
-        }
-    }
-
-    /// The loop has been woken: what there is to hear.
-    pub fn take_reports(&self) -> Vec<Report> {
-        // EAGAIN: nothing new; the reports are taken all the same.
-        let _ = self.told.read();
-        std::mem::take(&mut self.lock().reports)
-    }
-
-    /// inotify(7) says that something has happened to this watch's file: whether it is ours.
-    pub fn look_if_watched(&self, watch: WatchDescriptor) {
-        let mut inner = self.lock();
-        if inner.watch == Some(watch) {
-            inner.look = true;
-            self.wake(inner);
-        }
-    }
-
-    fn report(&self, report: Report) {
-        let mut inner = self.lock();
-        inner.reports.push(report);
-        drop(inner);
-        self.tell();
-    }
-
-    fn tell(&self) {
-        // It can fail only when the counter is at its end, which wakes the loop as well.
-        let _ = self.told.write(1);
-    }
-}
-
-impl AsFd for Shared {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.told.as_fd()
-    }
-}
 
 /// How a file is written.
 #[derive(Debug)]
@@ -485,13 +284,13 @@ impl Writer {
             inner.idle = true;
             inner = match deadlines.into_iter().flatten().min() {
                 None => shared
-                    .wake
+                    .waiting
                     .wait(inner)
                     .unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let length = deadline.saturating_duration_since(now);
                     shared
-                        .wake
+                        .waiting
                         .wait_timeout(inner, length)
                         .unwrap_or_else(PoisonError::into_inner)
                         .0
@@ -538,6 +337,7 @@ impl Writer {
                     self.shared.report(Report::Truncated(sink.expected, size));
                     sink.expected = size;
                     sink.ragged = false;
+                    sink.inside = false;
                 }
                 if found.nlink() == 0 && !self.options.follow.is_zero() && self.place.is_some() {
                     // Nobody could ever read what is written now.
@@ -945,7 +745,6 @@ impl Writer {
     }
 }
 
-/// The lock is what a file that is rotated is told by.
 impl Options {
     /// The lock for a file with these options.
     #[must_use]

@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | a program under test, its event lines, its end | [`run`] |
 //! | one request | [`http`] |
+//! | a server that does what no server should | [`hostile`] |
+//! | certificates | [`certs`] |
 //! | many requests, each failure counted by its kind | [`load`] |
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
@@ -16,7 +18,9 @@
     clippy::missing_panics_doc
 )]
 
+pub mod certs;
 pub mod dir;
+pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod logs;

@@ -101,6 +101,7 @@ impl Run {
             if name.starts_with("SPAWNWORK_")
                 || name.starts_with("LOGREOPEN_")
                 || name.starts_with("WATCHTOUCH_")
+                || name.starts_with("HEARTBEAT_")
                 || name.starts_with("LISTEN_")
                 || name.starts_with("npm_")
                 || ["WEB_CONCURRENCY", "NODE_OPTIONS", "NOTIFY_SOCKET"].contains(&&*name)
@@ -125,6 +126,7 @@ impl Run {
             out,
             err,
             seen: 0,
+            out_seen: 0,
         }
     }
 
@@ -218,6 +220,7 @@ pub struct Running {
     out: Collected,
     err: Collected,
     seen: usize,
+    out_seen: usize,
 }
 
 impl Running {
@@ -265,28 +268,14 @@ impl Running {
         })
     }
 
-    /// The next line that is `wanted`, after the one found last.
+    /// The next line of standard error that is `wanted`, after the one found last.
     pub fn line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + PATIENCE;
-        let collected = self.err.clone();
-        let mut state = collected.0.0.lock().unwrap();
-        loop {
-            while let Some(length) = state.0[self.seen..].iter().position(|byte| *byte == b'\n') {
-                let line =
-                    String::from_utf8_lossy(&state.0[self.seen..self.seen + length]).into_owned();
-                self.seen += length + 1;
-                if wanted(&line) {
-                    return line;
-                }
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.1 {
-                let text = String::from_utf8_lossy(&state.0).into_owned();
-                drop(state);
-                panic!("no line '{what}' in:\n{text}");
-            }
-            state = collected.0.1.wait_timeout(state, left).unwrap().0;
-        }
+        next_line(&self.err, &mut self.seen, what, wanted)
+    }
+
+    /// The same of standard output.
+    pub fn out_line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        next_line(&self.out, &mut self.out_seen, what, wanted)
     }
 
     /// Waits for its end; 128 and the signal's number when one killed it.
@@ -343,6 +332,32 @@ impl Drop for Running {
         for child in children {
             let _ = kill(Pid::from_raw(-child), Signal::SIGKILL);
         }
+    }
+}
+
+fn next_line(
+    collected: &Collected,
+    seen: &mut usize,
+    what: &str,
+    wanted: impl Fn(&str) -> bool,
+) -> String {
+    let end = Instant::now() + PATIENCE;
+    let mut state = collected.0.0.lock().unwrap();
+    loop {
+        while let Some(length) = state.0[*seen..].iter().position(|byte| *byte == b'\n') {
+            let line = String::from_utf8_lossy(&state.0[*seen..*seen + length]).into_owned();
+            *seen += length + 1;
+            if wanted(&line) {
+                return line;
+            }
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || state.1 {
+            let text = String::from_utf8_lossy(&state.0).into_owned();
+            drop(state);
+            panic!("no line '{what}' in:\n{text}");
+        }
+        state = collected.0.1.wait_timeout(state, left).unwrap().0;
     }
 }
 
