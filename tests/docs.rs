@@ -682,6 +682,7 @@ fn environment_agrees(tool: &Tool) {
         "var(\"",
         "var_os(\"",
         " set(\"",
+        "\nset(\"",
         ".env(\"",
         "env_remove(\"",
         "OsStr::new(\"",

@@ -650,24 +650,32 @@ impl Watching {
                 }
                 self.begin_action(count, attempt, now);
             }
-            Order::Queue => self.say_busy(Level::Info, events::ACTION_QUEUED, &[]),
+            Order::Queue => {
+                let fields = [("pid", self.action_pid())];
+                self.say(Level::Info, events::ACTION_QUEUED, &fields);
+            }
             Order::Ignore => {
                 self.drop_batch();
-                self.say_busy(Level::Info, events::TOUCH_IGNORED, &[]);
+                let fields = [("pid", self.action_pid())];
+                self.say(Level::Info, events::TOUCH_IGNORED, &fields);
             }
             Order::Stop => {
                 if let Some(Running::Shell(action, _)) = &mut self.running {
                     action.cut_short(now);
                 }
-                self.say_busy(Level::Info, events::ACTION_STOPPED, &[]);
+                let fields = [("pid", self.action_pid())];
+                self.say(Level::Info, events::ACTION_STOPPED, &fields);
             }
             Order::Signal(signal) => {
                 self.drop_batch();
                 if let Some(Running::Shell(action, _)) = &self.running {
                     action.signal(signal);
                 }
-                let fields = [("signal", common::signal::name(signal).into())];
-                self.say_busy(Level::Info, events::ACTION_SIGNALLED, &fields);
+                let fields = [
+                    ("pid", self.action_pid()),
+                    ("signal", common::signal::name(signal).into()),
+                ];
+                self.say(Level::Info, events::ACTION_SIGNALLED, &fields);
             }
             Order::Suspect(pause) => {
                 let fields = [
@@ -679,18 +687,18 @@ impl Watching {
             Order::SelfTouch => {
                 self.gather();
                 self.drop_batch();
-                self.say_busy(Level::Warning, events::TOUCH_IGNORED, &[]);
+                let fields = [("pid", self.action_pid())];
+                self.say(Level::Warning, events::TOUCH_IGNORED, &fields);
             }
         }
     }
 
-    fn say_busy(&mut self, level: Level, event: &str, more: &[(&str, Value)]) {
-        let mut fields = Vec::new();
-        if let Some(Running::Shell(action, _)) = &self.running {
-            fields.push(("pid", action.pid().into()));
+    /// Of the action that runs; 0 where it waits for its lock.
+    fn action_pid(&self) -> Value {
+        match &self.running {
+            Some(Running::Shell(action, _)) => action.pid().into(),
+            Some(Running::Waiting(_)) | None => 0.into(),
         }
-        fields.extend_from_slice(more);
-        self.say(level, event, &fields);
     }
 
     /// Takes into the batch what differs from what was acted upon; true when there was something.
@@ -958,7 +966,10 @@ impl Watching {
             }
         };
         match news {
-            News::Waiting => self.say(Level::Info, events::LOCK_WAITING, &[("file", path.into())]),
+            News::Waiting => {
+                let fields = [("file", path.into())];
+                self.say(Level::Info, events::LOCK_WAITING, &fields);
+            }
             News::Taken => {
                 let fields = [("file", path.into()), ("took", (now - since).into())];
                 self.say(Level::Info, events::LOCK_TAKEN, &fields);

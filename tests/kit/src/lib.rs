@@ -9,6 +9,7 @@
 //! | many requests, each failure counted by its kind | [`load`] |
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
+//! | a file system like that of a network, and one that hangs | [`fuse`] |
 //! | numbered lines, and what of them arrived | [`logs`] |
 //! | a file touched, and how often that was seen | [`touch`] |
 #![allow(
@@ -20,6 +21,7 @@
 
 pub mod certs;
 pub mod dir;
+pub mod fuse;
 pub mod hostile;
 pub mod http;
 pub mod load;
