@@ -67,6 +67,11 @@ need prlimit util-linux
 need bindfs bindfs
 need sshfs sshfs
 [ -e /usr/lib/openssh/sftp-server ] || need sftp-server openssh-sftp-server
+need linux.uml user-mode-linux
+need rpc.nfsd nfs-kernel-server
+need mount.nfs nfs-common
+need rpcbind rpcbind
+need insmod kmod
 need etcd etcd-server
 need etcdctl etcd-client
 need strace strace
