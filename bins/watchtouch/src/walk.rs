@@ -169,8 +169,9 @@ fn go(path: &Path, places: &mut Places, walk: &mut Walk) -> io::Result<()> {
             }
             _ if words.is_empty() => {
                 walk.mode = found.mode;
-                let found = fresh(&next, found, here.class);
-                walk.seen = found.map(|found| Seen::There(Signature::from(found)));
+                // Removed between the two questions: as missing, like everything else on the way.
+                let found = fresh(&next, found, here.class)?;
+                walk.seen = Ok(Seen::There(Signature::from(found)));
                 return Ok(());
             }
             _ => return Err(io::Error::from_raw_os_error(libc::ENOTDIR)),
