@@ -34,7 +34,7 @@ struct Tool {
     own: &'static [&'static str],
 }
 
-const TOOLS: [Tool; 3] = [
+const TOOLS: [Tool; 4] = [
     Tool {
         name: "spawnwork",
         shared: &["common/src"],
@@ -82,6 +82,26 @@ const TOOLS: [Tool; 3] = [
             "HEARTBEAT_ATTEMPT",
             "HEARTBEAT_SINCE",
             "HEARTBEAT_STEAL",
+        ],
+    },
+    Tool {
+        name: "watchtouch",
+        shared: &[
+            "common/src/wrap.rs",
+            "common/src/action.rs",
+            "common/src/event.rs",
+        ],
+        answers: &[],
+        variables: 10,
+        own: &[
+            "WATCHTOUCH_PATH",
+            "WATCHTOUCH_PATHS",
+            "WATCHTOUCH_EVENT",
+            "WATCHTOUCH_VIA",
+            "WATCHTOUCH_COUNT",
+            "WATCHTOUCH_MTIME",
+            "WATCHTOUCH_PREVIOUS_MTIME",
+            "WATCHTOUCH_DELAY_MS",
         ],
     },
 ];
@@ -497,6 +517,7 @@ fn signals_of_wrappers_are_those_of_the_source() {
         let table = run.split("mod own_signals {").nth(1).unwrap();
         let handled: BTreeSet<String> = table
             .lines()
+            .take_while(|line| *line != "}")
             .filter_map(|line| line.trim().strip_prefix("pub const ")?.split_once(':'))
             .map(|(name, _)| format!("SIG{name}"))
             .collect();
@@ -661,6 +682,7 @@ fn environment_agrees(tool: &Tool) {
         "var(\"",
         "var_os(\"",
         " set(\"",
+        "\nset(\"",
         ".env(\"",
         "env_remove(\"",
         "OsStr::new(\"",

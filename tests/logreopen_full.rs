@@ -496,3 +496,54 @@ fn a_filter_that_waits_for_a_full_disk_sleeps() {
     assert_eq!(filter.end(), 0, "{:?}", filter.err());
     assert_eq!(std::fs::metadata(&log).unwrap().len(), 3_000_000);
 }
+
+// Edge case 19: what a dying disk, a quota and a file server that was set up anew answer.
+#[test]
+fn errors_that_are_hard_to_make_lose_nothing_either() {
+    let dir = Dir::new();
+    let shim = dir.path().join("write_errno.so");
+    let built = Run::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .args([&shim])
+        .args([kit::app("write_errno.c")])
+        .arg("-ldl")
+        .finish();
+    assert_eq!(built.status, 0, "{}", built.err);
+    let script = "n=0; while test ! -e end; do if test -e line; then rm line; n=$((n+1)); echo $n; fi; sleep 0.02; done";
+    let mut service = Run::new(PROGRAM)
+        .args(["-l", "app.out", "--control", "log.sock", "--"])
+        .args(["env", "-u", "LD_PRELOAD", "sh", "-c", script])
+        .env("LD_PRELOAD", &shim)
+        .env("WRITE_ERRNO", dir.path().join("errno"))
+        .dir(dir.path())
+        .start();
+    service.event("command-started");
+    let log = dir.path().join("app.out");
+    let holds = |text: &str| {
+        eventually(text, || {
+            (std::fs::read_to_string(&log).unwrap_or_default() == text).then_some(())
+        });
+    };
+    let mut text = String::new();
+    let errors = [
+        (nix::libc::EIO, "input/output error"),
+        (nix::libc::EDQUOT, "disk quota exceeded"),
+        (nix::libc::ESTALE, "stale file handle"),
+    ];
+    for (number, (errno, words)) in errors.into_iter().enumerate() {
+        dir.write("errno", &errno.to_string());
+        dir.write("line", "");
+        let failed = service.event("write-failed");
+        assert_eq!(field(&failed, "error"), words, "{failed}");
+        assert_eq!(ask(dir.path(), "status").0, 1);
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), text);
+        std::fs::remove_file(dir.path().join("errno")).unwrap();
+        service.event("write-recovered");
+        text.push_str(&format!("{}\n", number + 1));
+        holds(&text);
+        assert_eq!(ask(dir.path(), "status").0, 0);
+    }
+    dir.write("end", "");
+    assert_eq!(service.end(), 0);
+    holds(&text);
+}

@@ -65,6 +65,15 @@ need mkfs.ext4 e2fsprogs
 need fsfreeze util-linux
 need prlimit util-linux
 need bindfs bindfs
+need sshfs sshfs
+[ -e /usr/lib/openssh/sftp-server ] || need sftp-server openssh-sftp-server
+need linux.uml user-mode-linux
+need rpc.nfsd nfs-kernel-server
+need mount.nfs nfs-common
+need rpcbind rpcbind
+need insmod kmod
+need etcd etcd-server
+need etcdctl etcd-client
 need strace strace
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core

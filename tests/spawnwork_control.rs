@@ -857,7 +857,7 @@ fn quit_does_not_wait_for_anybody() {
 
 #[test]
 fn a_worker_that_was_not_ready_in_time_is_told_from_one_that_died() {
-    let service = Service::node(&["-n", "1", "--ready-timeout", "700ms"]);
+    let service = Service::node(&["-n", "1", "--ready-timeout", "4s"]);
     service.write("console.error('I hang'); setInterval(() => {}, 1000);");
     assert_eq!(service.ctl(&["reload"]).status, 1);
     let series = "spawnwork_worker_exits_total{by=\"ready-timeout\"}";

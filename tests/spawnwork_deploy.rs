@@ -173,10 +173,12 @@ impl Service {
 /// Twenty bad deploys of a kind, each followed by the fix, under a watch of ten requests a second over
 /// new connections, and as many over one that is kept.
 fn twenty(language: Language, how: &str) {
-    let service = Service::new(
-        language,
-        &["-n", "2", "--ready-timeout", "2s", "--probation", "500ms"],
-    );
+    let mut options = vec!["-n", "2", "--ready-timeout", "3s", "--probation", "500ms"];
+    if language == Language::Python {
+        // Told, not found: on a busy machine it may take a second to say its first word.
+        options.extend(["--ready", "notify"]);
+    }
+    let service = Service::new(language, &options);
     let probes = Options {
         address: format!("127.0.0.1:{}", service.port),
         keep_alive: 1,
@@ -190,7 +192,7 @@ fn twenty(language: Language, how: &str) {
         let what = format!("{language:?}, {how}, round {round}");
         service.deploy(&language.bad(how));
         // 1, and not 124: within --ready-timeout and a second.
-        let bad = service.ctl(&["reload", "--timeout", "3s"]);
+        let bad = service.ctl(&["reload", "--timeout", "4s"]);
         assert_eq!(bad.status, 1, "{what}: {}", bad.err);
         load.answer(2);
         service.deploy(&language.good(&format!("v{round}")));
@@ -329,7 +331,14 @@ fn the_check_sees_the_new_release_and_a_worker_that_dies_after_it_failed_runs_th
     );
 
     // `current` points to 2, and so it stays; the dead worker comes back as release 1.
-    let victims = kit::run::children_of(service.master.pid());
+    // Not every child: one of the release that failed may still be on its way out.
+    let lines = service.master.err();
+    let ready = lines.iter().filter(|line| line.contains(": worker-ready "));
+    let victims: Vec<i32> = ready
+        .filter(|line| field(line, "generation") == "1")
+        .map(|line| field(line, "pid").parse().unwrap())
+        .collect();
+    assert_eq!(victims.len(), 2);
     for pid in &victims {
         kill(Pid::from_raw(*pid), Signal::SIGKILL).unwrap();
         let ready = service.master.event("worker-ready");
@@ -366,7 +375,7 @@ fn a_check_that_hangs_is_ended_and_so_is_what_it_started() {
             "-n",
             "1",
             "--ready-timeout",
-            "700ms",
+            "4s",
             "--check",
             "sleep 611 & echo $! > hangs; echo waiting; wait",
         ],
@@ -374,7 +383,7 @@ fn a_check_that_hangs_is_ended_and_so_is_what_it_started() {
     let refused = service.ctl(&["reload"]);
     assert_eq!(refused.status, 4, "{}", refused.err);
     assert!(
-        refused.err.contains("not done within 700ms"),
+        refused.err.contains("not done within 4s"),
         "{}",
         refused.err
     );
@@ -422,7 +431,7 @@ fn a_probe_is_answered_before_any_client_is() {
         "--probation",
         "200ms",
         "--ready-timeout",
-        "2s",
+        "5s",
     ];
     let service = Service::new(Language::Node, &options);
     let app = |health: &str| {
@@ -433,7 +442,7 @@ fn a_probe_is_answered_before_any_client_is() {
     for (health, why) in [
         ("r.statusCode = 503; r.end();", "answered 503"),
         ("q.socket.destroy();", "closed without an answer"),
-        ("", "no answer within 2s"),
+        ("", "no answer within 5s"),
         ("q.socket.end('SSH-2.0-hello\\r\\n');", "no HTTP"),
         ("console.error('unwell'); process.exit(3);", "unwell"),
     ] {

@@ -139,7 +139,7 @@ fn bad_deploys_cost_no_request_and_the_fix_comes_at_once() {
             "--balance",
             balance,
             "--ready-timeout",
-            "2s",
+            "5s",
             "--probation",
             "800ms",
             "--surge",

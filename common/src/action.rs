@@ -113,6 +113,11 @@ impl Action {
         }
     }
 
+    /// Signals its process group.
+    pub fn signal(&self, signal: i32) {
+        self.child.signal_group(signal);
+    }
+
     /// Its time has run out, and it was asked to end.
     #[must_use]
     pub fn expired(&self) -> bool {

@@ -838,3 +838,92 @@ pub fn attach_selector(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Resul
         Err(io::Error::last_os_error())
     }
 }
+
+/// How fresh the attributes of [`statx`] are on a network file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// As stat(2): from the client's cache, which may be a minute old.
+    AsStat,
+    /// Asked for at the server, now (AT_STATX_FORCE_SYNC).
+    Force,
+}
+
+/// What statx(2) says of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its device.
+    pub dev: u64,
+    /// Its inode.
+    pub ino: u64,
+    /// Type and permissions.
+    pub mode: u32,
+    /// In bytes.
+    pub size: u64,
+    /// Of its content: seconds since 1970, and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Of its inode.
+    pub ctime: (i64, u32),
+    /// When it was made, where the file system knows.
+    pub btime: Option<(i64, u32)>,
+}
+
+/// statx(2) of a path, which is not followed if it is a link.
+///
+/// # Errors
+/// ENOENT, ENOTDIR, EACCES, ESTALE, EIO, and what else a file system may say.
+pub fn statx(path: &std::ffi::CStr, sync: Sync) -> io::Result<Attributes> {
+    statx_at(libc::AT_FDCWD, path, libc::AT_SYMLINK_NOFOLLOW, sync)
+}
+
+/// statx(2) of an open file.
+///
+/// # Errors
+/// ESTALE, EIO, and what else a file system may say.
+pub fn statx_fd(fd: BorrowedFd<'_>, sync: Sync) -> io::Result<Attributes> {
+    statx_at(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH, sync)
+}
+
+fn statx_at(
+    directory: RawFd,
+    path: &std::ffi::CStr,
+    flags: c_int,
+    sync: Sync,
+) -> io::Result<Attributes> {
+    let sync = match sync {
+        Sync::AsStat => libc::AT_STATX_SYNC_AS_STAT,
+        Sync::Force => libc::AT_STATX_FORCE_SYNC,
+    };
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    loop {
+        // SAFETY: `path` ends with a NUL and lives through the call; `found` has room for one struct statx.
+        let done = unsafe {
+            libc::statx(
+                directory,
+                path.as_ptr(),
+                flags | sync,
+                mask,
+                found.as_mut_ptr(),
+            )
+        };
+        if done == 0 {
+            break;
+        }
+        let why = io::Error::last_os_error();
+        if why.kind() != io::ErrorKind::Interrupted {
+            return Err(why);
+        }
+    }
+    // SAFETY: all of its fields are integers, zeroed before, and the kernel has filled it in.
+    let found = unsafe { found.assume_init() };
+    let time = |stamp: libc::statx_timestamp| (stamp.tv_sec, stamp.tv_nsec);
+    Ok(Attributes {
+        dev: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
+        ino: found.stx_ino,
+        mode: u32::from(found.stx_mode),
+        size: found.stx_size,
+        mtime: time(found.stx_mtime),
+        ctime: time(found.stx_ctime),
+        btime: (found.stx_mask & libc::STATX_BTIME != 0).then(|| time(found.stx_btime)),
+    })
+}

@@ -449,6 +449,8 @@ impl Pumping {
             ];
             self.say(Level::Info, events::COMMAND_STARTED, &fields, None);
         }
+        // A shell script may start a hundred of us, which then do little for as long as they live.
+        common::sys::forget_start();
     }
 
     // ---- lines ----

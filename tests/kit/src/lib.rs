@@ -9,7 +9,9 @@
 //! | many requests, each failure counted by its kind | [`load`] |
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
+//! | a file system like that of a network, and one that hangs | [`fuse`] |
 //! | numbered lines, and what of them arrived | [`logs`] |
+//! | a file touched, and how often that was seen | [`touch`] |
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -19,12 +21,14 @@
 
 pub mod certs;
 pub mod dir;
+pub mod fuse;
 pub mod hostile;
 pub mod http;
 pub mod load;
 pub mod logs;
 pub mod mount;
 pub mod run;
+pub mod touch;
 
 pub use dir::Dir;
 pub use run::{Finished, Run, Running, field};

@@ -17,6 +17,8 @@ pub fn need_root() {
 pub struct Mounted {
     path: PathBuf,
     frozen: bool,
+    /// What it lies on; unmounted after it.
+    below: Option<Box<Mounted>>,
     _dir: Dir,
 }
 
@@ -27,6 +29,7 @@ impl Mounted {
         Mounted {
             path,
             frozen: false,
+            below: None,
             _dir: dir,
         }
     }
@@ -88,6 +91,39 @@ impl Mounted {
             assert_eq!(run.status, 0, "{words:?}: {}", run.err);
         }
         mounted
+    }
+
+    /// An overlay of two directories on a tmpfs: what is made in it lands in [`Mounted::below`].
+    #[must_use]
+    pub fn overlay() -> Mounted {
+        let base = Mounted::tmpfs(64 << 20);
+        let mut mounted = Mounted::on(Dir::new());
+        let at = |name: &str| base.path.join(name);
+        for name in ["lower", "upper", "work"] {
+            std::fs::create_dir(at(name)).unwrap();
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            at("lower").display(),
+            at("upper").display(),
+            at("work").display()
+        );
+        mount(
+            Some("overlay"),
+            &mounted.path,
+            Some("overlay"),
+            MsFlags::empty(),
+            Some(&*options),
+        )
+        .unwrap();
+        mounted.below = Some(Box::new(base));
+        mounted
+    }
+
+    /// The upper directory of an overlay.
+    #[must_use]
+    pub fn below(&self) -> PathBuf {
+        self.below.as_ref().unwrap().path.join("upper")
     }
 
     /// Where it is.

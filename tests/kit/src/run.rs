@@ -100,6 +100,7 @@ impl Run {
             let name = name.to_string_lossy();
             if name.starts_with("SPAWNWORK_")
                 || name.starts_with("LOGREOPEN_")
+                || name.starts_with("WATCHTOUCH_")
                 || name.starts_with("HEARTBEAT_")
                 || name.starts_with("LISTEN_")
                 || name.starts_with("npm_")
