@@ -496,6 +496,13 @@ fn header(text: &str) -> Result<String, String> {
     if name.is_empty() || !name.bytes().all(token) || value.chars().any(char::is_control) {
         return Err(wrong());
     }
+    // They would promise a body that is never sent.
+    let framing = ["content-length", "transfer-encoding", "expect"];
+    if framing.contains(&name.to_ascii_lowercase().as_str()) {
+        return Err(format!(
+            "'{name}' is about a body, and none is sent; any other header would do"
+        ));
+    }
     Ok(text.to_owned())
 }
 
@@ -541,6 +548,7 @@ mod tests {
             ["--expect", "abc"],
             ["--method", "FETCH"],
             ["--header", "no colon"],
+            ["--header", "Content-Length: 5"],
             ["--header", "a: b\nc: d"],
             ["--host", "a b"],
             ["--fails", "5/3"],
