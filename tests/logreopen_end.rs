@@ -314,10 +314,11 @@ fn control_c_on_a_terminal_arrives_once() {
     // Says of each signal who sent it, until TERM.
     let inner = "import signal\nboth = {signal.SIGINT, signal.SIGTERM}\nsignal.pthread_sigmask(signal.SIG_BLOCK, both)\nopen('ready', 'w')\nwhile True:\n  info = signal.sigwaitinfo(both)\n  got = open('got', 'a')\n  print(info.si_signo, info.si_code > 0, file=got)\n  got.close()\n  if info.si_signo == signal.SIGTERM: raise SystemExit(6)\n";
     dir.write("inner.py", inner);
-    // script(1) gives a terminal, and what it reads is typed there.
+    // script(1) gives a terminal, and what it reads is typed there. The shell between, whichever $SHELL is, gets
+    // the Control-C as well, and dash would end of it.
     let (reader, mut writer) = pipe();
     let command = format!(
-        "{PROGRAM} -q --pid-file pid --control s -l out -- python3 inner.py; echo status $? > status"
+        "trap : INT; {PROGRAM} -q --pid-file pid --control s -l out -- python3 inner.py; echo status $? > status"
     );
     let mut typed = Run::new("script")
         .args(["-qfec", &command, "/dev/null"])
