@@ -1,0 +1,20 @@
+//! Which command does what.
+
+use crate::cli::{Cli, Command};
+use common::error::{Error, Result};
+use common::exit::Exit;
+
+/// Does what was typed.
+pub fn run(cli: Cli) -> Result<Exit> {
+    match cli.command {
+        Command::Serve(order) => crate::serve::run(order),
+        Command::Flame(order) => crate::flame::run(order),
+        Command::Attach(_)
+        | Command::Eval(_)
+        | Command::Ls(_)
+        | Command::Prof(_)
+        | Command::Heap(_)
+        | Command::Stack(_)
+        | Command::Env(_) => Err(Error::usage("not there yet")),
+    }
+}
