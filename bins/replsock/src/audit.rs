@@ -1,7 +1,13 @@
 //! Who did what: one line for each connection, evaluation, profile. Made here, written by whoever has a log.
 
-use common::event::Value;
-use std::fmt::Write;
+use common::error::{Doing, Result};
+use common::event::{Format, Level, Log, Value};
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::time::Duration;
 
 /// `--audit-expr`: what of an expression is written down.
@@ -53,6 +59,88 @@ impl Who {
         fields.push(("peer", self.pid.into()));
         fields
     }
+}
+
+/// Where the client's own lines go: a file that was named, or syslog.
+#[derive(Debug)]
+pub struct Trail {
+    log: Log,
+    way: Way,
+    how: Expressions,
+    target: String,
+    who: Who,
+}
+
+#[derive(Debug)]
+enum Way {
+    File(File),
+    Syslog(UnixDatagram),
+    /// No syslog here.
+    None,
+}
+
+impl Trail {
+    /// For what is done to `target`.
+    ///
+    /// # Errors
+    /// The file that was named cannot be appended to.
+    pub fn open(file: Option<&Path>, how: Expressions, target: &str) -> Result<Trail> {
+        let way = match file {
+            Some(path) => Way::File(
+                OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .mode(0o600)
+                    .open(path)
+                    .doing(&format!("write the audit lines to {}", path.display()))?,
+            ),
+            None => syslog().map_or(Way::None, Way::Syslog),
+        };
+        Ok(Trail {
+            log: Log::new("replsock", Some(Format::Text), Level::Info),
+            way,
+            how,
+            target: target.to_owned(),
+            who: Who::of(std::process::id() as i32, nix::unistd::getuid().as_raw()),
+        })
+    }
+
+    /// One line.
+    pub fn say(&mut self, event: &str, more: &[(&str, Value)]) {
+        let mut fields: Vec<(&str, Value)> = vec![("target", self.target.as_str().into())];
+        fields.extend(self.who.fields());
+        fields.extend_from_slice(more);
+        let Some(line) = self.log.line(Level::Info, event, &fields) else {
+            return;
+        };
+        // An audit that cannot be written must not keep the operator from his work: he is his own witness.
+        let _ = match &mut self.way {
+            Way::File(file) => file.write_all(&line),
+            Way::Syslog(socket) => {
+                let text = String::from_utf8_lossy(&line);
+                let (_, said) = text.split_once("]: ").unwrap_or(("", &text));
+                // authpriv.notice (syslog(3), RFC 3164).
+                let packet = format!("<85>replsock[{}]: {}", std::process::id(), said.trim_end());
+                socket.send(packet.as_bytes()).map(|_| ())
+            }
+            Way::None => Ok(()),
+        };
+    }
+
+    /// An evaluation.
+    pub fn evaluated(&mut self, text: &str, ok: bool, took: Duration) {
+        let mut fields = expression(text, self.how);
+        fields.extend(outcome(ok, took));
+        self.say(crate::events::EVALUATED, &fields);
+    }
+}
+
+fn syslog() -> Option<UnixDatagram> {
+    let socket = UnixDatagram::unbound().ok()?;
+    socket.connect("/dev/log").ok()?;
+    // A logger that does not read keeps nobody waiting.
+    socket.set_nonblocking(true).ok()?;
+    Some(socket)
 }
 
 /// So much of an expression stands in a line.

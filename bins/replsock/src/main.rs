@@ -4,10 +4,17 @@
 mod audit;
 mod cli;
 mod door;
+mod env;
+mod eval;
+mod events;
 mod flame;
 mod frames;
+mod link;
+mod ls;
 mod run;
 mod serve;
+mod target;
+mod wire;
 
 fn main() -> std::process::ExitCode {
     common::cli::main_with("replsock", cli::words(std::env::args_os()), run::run)

@@ -9,12 +9,11 @@ pub fn run(cli: Cli) -> Result<Exit> {
     match cli.command {
         Command::Serve(order) => crate::serve::run(order),
         Command::Flame(order) => crate::flame::run(order),
-        Command::Attach(_)
-        | Command::Eval(_)
-        | Command::Ls(_)
-        | Command::Prof(_)
-        | Command::Heap(_)
-        | Command::Stack(_)
-        | Command::Env(_) => Err(Error::usage("not there yet")),
+        Command::Eval(order) => crate::eval::run(order),
+        Command::Ls(order) => crate::ls::run(order),
+        Command::Env(order) => crate::env::run(order),
+        Command::Attach(_) | Command::Prof(_) | Command::Heap(_) | Command::Stack(_) => {
+            Err(Error::usage("not there yet"))
+        }
     }
 }
