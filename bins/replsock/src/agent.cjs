@@ -751,6 +751,7 @@
       clients.delete(this);
       for (const request of this.pending) if (request.settle) request.settle();
       this.last = undefined;
+      if (this.profiling) profile_stop(() => {});
       this.socket.destroy();
       rest();
     }
@@ -925,8 +926,16 @@
           return later((done) => complete(this, String(request.text).slice(-4096), done));
         case 'profile':
           return later((done) => {
-            if (request.action === 'start') profile_start(Number(request.interval_us), done);
-            else if (request.action === 'stop') profile_stop(done);
+            if (request.action === 'start') {
+              profile_start(Number(request.interval_us), (result) => {
+                // What this client began for itself ends with it.
+                this.profiling = Boolean(result.ok && request.owned);
+                done(result);
+              });
+            } else if (request.action === 'stop') {
+              this.profiling = false;
+              profile_stop(done);
+            }
             else done({ ok: true, running: Boolean(profiler) });
           });
         case 'heap':

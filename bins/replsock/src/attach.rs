@@ -43,7 +43,7 @@ const GREETING: Duration = Duration::from_secs(5);
 /// The session, until one of both sides ends it.
 pub fn run(order: Attach) -> Result<Exit> {
     let terminal = isatty(common::sys::standard(0)).unwrap_or(false);
-    let target = crate::target::one(&order.reach)?;
+    let target = crate::inject::target(&order.reach)?;
     let (cols, rows) = common::sys::window_size(common::sys::standard(0)).unwrap_or((80, 24));
     let hello = Hello {
         mode: if terminal { "pty" } else { "pipe" }.to_owned(),

@@ -133,6 +133,13 @@ impl Trail {
         fields.extend(outcome(ok, took));
         self.say(crate::events::EVALUATED, &fields);
     }
+
+    /// A profile, a snapshot, a stack.
+    pub fn inspected(&mut self, what: &str, ok: bool, took: Duration) {
+        let mut fields = vec![("what", what.into())];
+        fields.extend(outcome(ok, took));
+        self.say(crate::events::INSPECTED, &fields);
+    }
 }
 
 fn syslog() -> Option<UnixDatagram> {

@@ -57,6 +57,20 @@ pub enum Command {
     Flame(crate::flame::cli::Flame),
     /// Run a command so that its processes can be reached
     Env(Env),
+    /// Of --inject: the process that opens the port, and closes it whatever becomes of us
+    #[command(hide = true)]
+    ThroughThePort(ThroughThePort),
+}
+
+/// What `--inject` starts.
+#[derive(Args, Debug)]
+pub struct ThroughThePort {
+    /// The target
+    pub pid: i32,
+    /// Its start time, which makes the pid its own
+    pub start: u64,
+    /// What for
+    pub deed: crate::inject::Deed,
 }
 
 /// How a target is come to.
@@ -244,8 +258,17 @@ pub struct Env {
 }
 
 /// The names of the commands, and what else is none of ours to put `attach` before.
-const NAMES: [&str; 9] = [
-    "attach", "eval", "ls", "serve", "prof", "heap", "stack", "flame", "env",
+const NAMES: [&str; 10] = [
+    "attach",
+    "eval",
+    "ls",
+    "serve",
+    "prof",
+    "heap",
+    "stack",
+    "flame",
+    "env",
+    "through-the-port",
 ];
 
 /// The words of the command line; `attach` is put in where a target stands alone.

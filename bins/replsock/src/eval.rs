@@ -34,7 +34,7 @@ pub fn run(order: Eval) -> Result<Exit> {
     let targets = if order.all {
         target::all(&order.reach)?
     } else {
-        vec![target::one(&order.reach)?]
+        vec![crate::inject::target(&order.reach)?]
     };
     let name = &order.reach.target;
     let mut trail = Trail::open(order.reach.audit.as_deref(), order.reach.audit_expr, name)?;

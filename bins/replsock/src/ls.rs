@@ -62,8 +62,9 @@ fn row(found: &Found) -> [String; 9] {
         user_name(found.uid),
         uptime(found.pid)
             .filter(|_| alive)
-            .map_or_else(none, |length| {
-                common::time::say(Duration::from_secs(length.as_secs()))
+            .map_or_else(none, |length| match length.as_secs() {
+                0 => "0s".to_owned(),
+                seconds => common::time::say(Duration::from_secs(seconds)),
             }),
         common::child::rss(found.pid)
             .filter(|_| alive)

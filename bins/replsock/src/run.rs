@@ -1,7 +1,7 @@
 //! Which command does what.
 
 use crate::cli::{Cli, Command};
-use common::error::{Error, Result};
+use common::error::Result;
 use common::exit::Exit;
 
 /// Does what was typed.
@@ -13,8 +13,9 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Ls(order) => crate::ls::run(order),
         Command::Env(order) => crate::env::run(order),
         Command::Attach(order) => crate::attach::run(order),
-        Command::Prof(_) | Command::Heap(_) | Command::Stack(_) => {
-            Err(Error::usage("not there yet"))
-        }
+        Command::Prof(order) => crate::take::prof(order),
+        Command::Heap(order) => crate::take::heap(order),
+        Command::Stack(order) => crate::take::stack(order),
+        Command::ThroughThePort(order) => crate::inject::inside(order.pid, order.start, order.deed),
     }
 }

@@ -42,6 +42,9 @@ pub struct Request {
     /// Of `profile`: `start`, `stop`, `status`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<&'static str>,
+    /// Of `profile start`: it ends with the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owned: Option<bool>,
     /// Of `profile start`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval_us: Option<u64>,
