@@ -129,17 +129,45 @@ impl Trail {
 
     /// An evaluation.
     pub fn evaluated(&mut self, text: &str, ok: bool, took: Duration) {
-        let mut fields = expression(text, self.how);
-        fields.extend(outcome(ok, took));
+        let mut fields = vec![("ok", yes(ok)), ("took", took.into())];
+        if self.how == Expressions::Full {
+            fields.push(("expression", shown(text).into()));
+        }
+        if self.how != Expressions::None {
+            fields.push(("bytes", text.len().into()));
+            fields.push(("sha256", hex(&sha256(text.as_bytes())).into()));
+        }
         self.say(crate::events::EVALUATED, &fields);
     }
 
     /// A profile, a snapshot, a stack.
     pub fn inspected(&mut self, what: &str, ok: bool, took: Duration) {
-        let mut fields = vec![("what", what.into())];
-        fields.extend(outcome(ok, took));
+        let fields = vec![
+            ("what", what.into()),
+            ("ok", yes(ok)),
+            ("took", took.into()),
+        ];
         self.say(crate::events::INSPECTED, &fields);
     }
+
+    /// The port was opened.
+    pub fn injected(&mut self, pid: i32, ok: bool, took: Duration) {
+        let fields = vec![("pid", pid.into()), ("ok", yes(ok)), ("took", took.into())];
+        self.say(crate::events::INJECTED, &fields);
+    }
+}
+
+fn yes(ok: bool) -> Value {
+    if ok { "yes" } else { "no" }.into()
+}
+
+/// The first [`SHOWN`] bytes, or a few less.
+fn shown(text: &str) -> &str {
+    let mut end = text.len().min(SHOWN);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 fn syslog() -> Option<UnixDatagram> {
@@ -162,11 +190,7 @@ pub fn expression(text: &str, how: Expressions) -> Vec<(&'static str, Value)> {
         return fields;
     }
     if how == Expressions::Full {
-        let mut end = text.len().min(SHOWN);
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        fields.push(("expression", text[..end].into()));
+        fields.push(("expression", shown(text).into()));
     }
     fields.push(("bytes", text.len().into()));
     fields.push(("sha256", hex(&sha256(text.as_bytes())).into()));
@@ -177,10 +201,7 @@ pub fn expression(text: &str, how: Expressions) -> Vec<(&'static str, Value)> {
 #[must_use]
 #[allow(dead_code)]
 pub fn outcome(ok: bool, took: Duration) -> Vec<(&'static str, Value)> {
-    vec![
-        ("ok", if ok { "yes" } else { "no" }.into()),
-        ("took", took.into()),
-    ]
+    vec![("ok", yes(ok)), ("took", took.into())]
 }
 
 fn hex(bytes: &[u8]) -> String {

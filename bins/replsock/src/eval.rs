@@ -229,7 +229,16 @@ fn tell_one(fate: Fate) -> Result<Exit> {
             note("replsock: the answer was cut; --limit 0 prints all of it");
         }
     } else if answer.would_end {
-        note(&format!("replsock: {}; --force does it", message(&answer)));
+        let way = if answer
+            .message
+            .as_deref()
+            .is_some_and(|text| text.starts_with("process."))
+        {
+            "; --force does it"
+        } else {
+            ""
+        };
+        note(&format!("replsock: {}{way}", message(&answer)));
     } else if answer.timed_out {
         note(&format!("replsock: {}", answer.text));
     } else {

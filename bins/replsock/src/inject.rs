@@ -2,6 +2,7 @@
 //! loopback port, which every local user can reach; so it is done by a process of its own, that goes on and
 //! closes the port when the one who asked is killed.
 
+use crate::audit::Trail;
 use crate::cli::Reach;
 use crate::inspector::Inspector;
 use crate::link::Place;
@@ -80,6 +81,14 @@ pub fn target(reach: &Reach) -> Result<Target> {
 /// # Errors
 /// Its own.
 pub fn through_the_port(reach: &Reach, pid: i32, deed: Deed) -> Result<String> {
+    let begun = Instant::now();
+    let mut trail = Trail::open(reach.audit.as_deref(), reach.audit_expr, &reach.target)?;
+    let done = start(reach, pid, deed);
+    trail.injected(pid, done.is_ok(), begun.elapsed());
+    done
+}
+
+fn start(reach: &Reach, pid: i32, deed: Deed) -> Result<String> {
     let target = permitted(pid, reach.yes_open_port)?;
     let doing = format!("come to pid {pid}");
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).doing(&doing)?;
