@@ -165,7 +165,8 @@ fn whoever_reads_no_more_ends_it_quietly() {
     let live = alone();
     let _ = live.socket();
     // Edge case 4.
-    let shell = format!("'{PROGRAM}' eval --raw shop '\"x\\\\n\".repeat(400000)' | head -1");
+    let shell =
+        format!("'{PROGRAM}' eval --raw --limit 0 shop '\"x\\\\n\".repeat(400000)' | head -1");
     let shell = Run::new("/bin/sh")
         .args(["-c", &shell])
         .dir(live.dir.path())

@@ -272,7 +272,11 @@ pub fn all(reach: &Reach) -> Result<Vec<Target>> {
         }]);
     }
     if let Some(path) = as_path(text) {
-        if path.symlink_metadata().is_err() {
+        if let Err(why) = path.symlink_metadata() {
+            if why.kind() == std::io::ErrorKind::PermissionDenied {
+                let error = missing(text, "its directory is another user's, and closed");
+                return Err(error.with_exit(Exit::NotExecutable));
+            }
             return Err(missing(text, "no such socket"));
         }
         let parent = path

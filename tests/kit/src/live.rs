@@ -39,7 +39,13 @@ impl Live {
     /// A command of replsock's, at the same sockets.
     #[must_use]
     pub fn command(&self, words: &[&str]) -> Run {
-        Run::new(&self.program)
+        self.command_of(&self.program, words)
+    }
+
+    /// Another program's, that will start ours.
+    #[must_use]
+    pub fn command_of(&self, program: impl AsRef<std::ffi::OsStr>, words: &[&str]) -> Run {
+        Run::new(program)
             .args(words)
             .dir(self.dir.path())
             .env("REPLSOCK_DIR", self.dir.path().join("sockets"))
