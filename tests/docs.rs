@@ -605,8 +605,12 @@ fn events_agree(tool: &Tool) {
             } else {
                 at
             };
-            let is_key =
-                |key: &&str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase());
+            let is_key = |key: &&str| {
+                key.starts_with(|first: char| first.is_ascii_lowercase())
+                    && key
+                        .bytes()
+                        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            };
             let statement = &code[start..end];
             if statement.contains("member.fields()") {
                 keys.extend(["slot", "pid"].map(str::to_owned));

@@ -18,10 +18,10 @@ use std::time::Duration;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_replsock");
 
 const CJS: &str = "globalThis.counter = 5; globalThis.turns = 0;\n\
-    setInterval(() => { globalThis.turns += 1; }, 10);\n\
+    setInterval(() => { globalThis.turns += 1; }, 10).unref();\n\
     require('http').createServer((q, s) => s.end('hello\\n')).listen(process.env.PORT || 0);\n";
 const ESM: &str = "import http from 'http'; globalThis.counter = 5; globalThis.turns = 0;\n\
-    setInterval(() => { globalThis.turns += 1; }, 10);\n\
+    setInterval(() => { globalThis.turns += 1; }, 10).unref();\n\
     http.createServer((q, s) => s.end('hello\\n')).listen(process.env.PORT || 0);\n";
 
 fn live(version: &str) -> Live {
@@ -345,7 +345,8 @@ fn profiling(socket: &Path) -> bool {
 fn a_profile_by_command_and_by_signal() {
     let hot = "globalThis.counter = 5; function hot() { const end = Date.now() + 20; let n = 0; while (Date.now() < end) n += 1; return n; }\n\
         setInterval(hot, 25);\n";
-    for version in ["16", "20", "26"] {
+    // From 22 on V8 counts what it had inlined before as its caller, if nothing is done about it.
+    for version in ["16", "22", "26"] {
         let node = node(version);
         let live = Live::start(
             PROGRAM,
