@@ -485,26 +485,19 @@ fn an_audit_line_for_each_deed() {
 #[test]
 fn python_and_ruby_speak_the_small_subset() {
     let python = "import os, sys, time\ncounter = 7\nprint('up', os.environ.get('PYTHONPATH'), 'REPLSOCK_AGENT' in os.environ, flush=True)\nwhile True: time.sleep(0.1)\n";
+    // The user's own sitecustomize is run as ever.
+    let own = "import builtins\nbuiltins.customized = True\n";
+    let shell = "mkdir own; mv sitecustomize.py own; PYTHONPATH=$PYTHONPATH:own exec /usr/bin/python3 app.py";
     let live = Live::start(
         PROGRAM,
-        &[
-            ("app.py", python),
-            ("own/sitecustomize.py", ""),
-            (
-                "sitecustomize.py",
-                "import builtins\nbuiltins.customized = True\n",
-            ),
-        ]
-        .into_iter()
-        .filter(|(name, _)| !name.contains('/'))
-        .collect::<Vec<_>>()
-        .as_slice(),
-        &["env", "PYTHONPATH_TEST=1", "/usr/bin/python3", "app.py"],
+        &[("app.py", python), ("sitecustomize.py", own)],
+        &["/bin/sh", "-c", shell],
     );
     let _ = live.socket();
     for (words, status, out) in [
         (&["eval", "shop", "counter + 1"][..], 0, "8\n"),
         (&["eval", "shop", "import sys; counter"], 0, "7\n"),
+        (&["eval", "shop", "customized"], 0, "True\n"),
         (&["eval", "--json", "shop", "{'a': [1]}"], 0, ""),
         (&["eval", "shop", "1/0"], 1, ""),
         (&["eval", "shop", "import sys; sys.exit(3)"], 126, ""),
@@ -521,7 +514,7 @@ fn python_and_ruby_speak_the_small_subset() {
         }
     }
     assert!(
-        live.running.out().contains("up None False"),
+        live.running.out().contains("up own False"),
         "{}",
         live.running.out()
     );

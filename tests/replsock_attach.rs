@@ -56,23 +56,7 @@ impl Session {
                 all.get(from..)?.find(text)
             })
         }));
-        let at = found.unwrap_or_else(|_| {
-            let ps = std::process::Command::new("ps")
-                .args(["-ef", "--forest"])
-                .output()
-                .unwrap();
-            eprintln!(
-                "{}",
-                String::from_utf8_lossy(&ps.stdout)
-                    .lines()
-                    .filter(|l| l.contains("replsock")
-                        || l.contains("script")
-                        || l.contains(" sh "))
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            );
-            panic!("{what}: {all:?}")
-        });
+        let at = found.unwrap_or_else(|_| panic!("{what}: {all:?}"));
         self.seen += at + text.len();
     }
 

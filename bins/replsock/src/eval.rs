@@ -76,6 +76,9 @@ fn program(order: &Eval) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| Error::usage("the program on standard input is no UTF-8"))
 }
 
+/// The connection, and the number of what was asked there.
+type Asked = std::result::Result<(Link, u64), Error>;
+
 /// How it went at one process.
 type Fate = std::result::Result<Answer, Error>;
 
@@ -105,7 +108,7 @@ fn request(order: &Eval, code: &str) -> Request {
 
 /// All are connected to first, then all are asked, then all are waited for.
 fn ask(order: &Eval, code: &str, targets: Vec<Target>) -> Result<Vec<(Target, Fate)>> {
-    let mut links: Vec<(Target, std::result::Result<(Link, u64), Error>)> = targets
+    let mut links: Vec<(Target, Asked)> = targets
         .into_iter()
         .map(|mut target| {
             let hello = Hello {
