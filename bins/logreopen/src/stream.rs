@@ -75,7 +75,14 @@ impl Stream {
     /// The read end of a pipe that is ours.
     pub fn pipe(fd: OwnedFd, output: usize, number: usize) -> Stream {
         let size = common::sys::pipe_size(fd.as_fd()).unwrap_or(PIPE);
-        Stream::new(Source::Owned(Arc::new(fd)), false, false, size, output, number)
+        Stream::new(
+            Source::Owned(Arc::new(fd)),
+            false,
+            false,
+            size,
+            output,
+            number,
+        )
     }
 
     /// Our stdin.
