@@ -114,6 +114,15 @@ impl Run {
         }
     }
 
+    /// The same one, for the thread that makes the check: its time begins now.
+    #[must_use]
+    pub fn begun(run: Run) -> Run {
+        Run {
+            start: Instant::now(),
+            ..run
+        }
+    }
+
     /// Its facts.
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -131,21 +140,40 @@ impl Run {
     #[must_use]
     pub fn timed_out(&self) -> Failure {
         let elapsed = self.start.elapsed();
-        let facts = self.facts();
-        let phase = match facts.phase {
-            Phase::Name => "the name is still looked up".to_owned(),
-            Phase::Connect => "no connection".to_owned(),
-            Phase::Tls => "connected, no TLS".to_owned(),
-            Phase::Silent => "connected, no reply".to_owned(),
-            Phase::Head => format!("{} bytes, no whole reply", facts.received),
-            Phase::Body => format!("{} bytes, the reply goes on", facts.received),
-        };
+        let phase = self.phase();
         let mut failure = Failure::new(
             Reason::Timeout,
             format!("after {} ({phase})", short(self.limit)),
         );
         failure.late = elapsed > self.limit + LATE;
         failure
+    }
+
+    /// How far it has got, in words.
+    #[must_use]
+    pub fn phase(&self) -> String {
+        // Asked by the loop too, which must not wait for a thread that hangs.
+        let Ok(facts) = self.facts.try_lock() else {
+            return "nobody knows where".to_owned();
+        };
+        match facts.phase {
+            Phase::Name => "the name is still looked up".to_owned(),
+            Phase::Connect => "no connection".to_owned(),
+            Phase::Tls => "connected, no TLS".to_owned(),
+            Phase::Silent => "connected, no reply".to_owned(),
+            Phase::Head => format!("{} bytes, no whole reply", facts.received),
+            Phase::Body => format!("{} bytes, the reply goes on", facts.received),
+        }
+    }
+
+    /// The time limit has passed by far, and whoever makes the check has not come back.
+    #[must_use]
+    pub fn hangs(&self) -> Failure {
+        let phase = self.phase();
+        Failure::new(
+            Reason::Timeout,
+            format!("after {} ({phase}; its thread hangs)", short(self.limit)),
+        )
     }
 
     /// Keeps the first failure, and makes an I/O error of it, which the layers above pass on.
