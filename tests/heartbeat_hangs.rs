@@ -119,15 +119,16 @@ fn a_check_whose_thread_hangs_is_a_failure_and_another_thread_takes_over() {
 fn a_suspension_is_not_taken_for_a_thread_that_hangs() {
     let server = Hostile::in_turn(vec![says(OK), vec![kit::hostile::Step::Wait], says(OK)]);
     let mut beat = Run::new(PROGRAM)
-        .args(["--port", &server.port.to_string(), "--timeout", "1s"])
+        .args(["--port", &server.port.to_string(), "--timeout", "5s"])
         .args(["--fails", "1"])
         .args(QUICK)
         .start();
     out(&mut beat, " UP ");
     eventually("the second check", || (server.served() == 2).then_some(()));
     beat.signal(Signal::SIGSTOP);
-    let end = Instant::now() + Duration::from_secs(6);
-    eventually("6 s", || (Instant::now() >= end).then_some(()));
+    // Beyond its limit, and beyond the time that a thread is given after that.
+    let end = Instant::now() + Duration::from_secs(9);
+    eventually("9 s", || (Instant::now() >= end).then_some(()));
     beat.signal(Signal::SIGCONT);
     beat.event("check-late");
     out(&mut beat, " ok ");

@@ -2,7 +2,7 @@
 
 use crate::outcome::{Failure, Reason, short, shown};
 use crate::url::Endpoint;
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockopt, shutdown,
     socket, sockopt,
@@ -197,14 +197,23 @@ impl Run {
 
     /// Waits for one of the descriptors, or `pause`, within the limit. True: one is ready.
     fn wait(&self, fds: &mut [PollFd<'_>], pause: Option<Duration>) -> io::Result<bool> {
+        let until = pause.map(|pause| Instant::now() + pause);
         loop {
             let Some(left) = self.left() else {
                 return Err(self.fail_timeout());
             };
-            // Not rounded up: what comes after the limit has not come in time.
+            let pause = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if pause.is_some_and(|pause| pause.is_zero()) {
+                return Ok(false);
+            }
+            // Not rounded up: what comes after the limit has not come in time. ppoll(2), which is finer,
+            // begins anew with what was left when the process was stopped; poll(2) knows its end.
             let time = pause.map_or(left, |pause| pause.min(left));
-            match ppoll(fds, Some(TimeSpec::from_duration(time)), None) {
-                Ok(0) if pause.is_some_and(|pause| pause < left) => return Ok(false),
+            let ready = match i32::try_from(time.as_millis()).unwrap_or(i32::MAX) {
+                0 => ppoll(fds, Some(TimeSpec::from_duration(time)), None),
+                ms => poll(fds, PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)),
+            };
+            match ready {
                 Ok(0) | Err(nix::Error::EINTR) => {}
                 Ok(_) => return Ok(true),
                 Err(why) => return Err(self.fail_ours("wait for a socket", why)),
