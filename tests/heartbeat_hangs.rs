@@ -99,19 +99,24 @@ fn a_check_whose_thread_hangs_is_a_failure_and_another_thread_takes_over() {
     dir.write("hang", "");
     beat.event("check-hangs");
     assert_eq!(beat.stop(), 0);
-    // One shot too has an answer.
-    let found = Run::new(PROGRAM)
-        .args(["--once", "--tcp", &format!("localhost:{}", server.port)])
-        .args(["--timeout", "100ms"])
-        .env("LD_PRELOAD", dir.path().join("hang.so"))
-        .env("HANG", dir.path().join("hang"))
-        .finish();
+    // One shot too has an answer; the simplest, which needs no thread, ends at least.
+    let once = |check: &[&str]| {
+        Run::new(PROGRAM)
+            .args(["--once", "--timeout", "100ms"])
+            .args(check)
+            .env("LD_PRELOAD", dir.path().join("hang.so"))
+            .env("HANG", dir.path().join("hang"))
+            .finish()
+    };
+    let to = format!("localhost:{}", server.port);
+    let found = once(&["--tcp", &to, "--exec", "true"]);
     assert!(
         found.status == 1 && found.out.contains("(no connection; its thread hangs)"),
         "{}{}",
         found.out,
         found.err
     );
+    assert_eq!(once(&["--tcp", &to]).status, 128 + Signal::SIGALRM as i32);
 }
 
 // Edge case 23, where it would look like that: stopped, it has had no time for any thread to come back.

@@ -39,7 +39,9 @@ pub enum Probe {
 }
 
 impl Probe {
-    fn check(&self, run: &Run) -> Outcome {
+    /// One check, with what is known of it in `run`.
+    #[must_use]
+    pub fn check(&self, run: &Run) -> Outcome {
         match self {
             Probe::Http(client) => client.check(run),
             Probe::Tcp(talk) => talk.check(run),

@@ -5,13 +5,14 @@ use crate::heal::{Queue, Task, Why, environment, shown};
 use crate::judge::{Judge, Ruling, Sight, State};
 use crate::metrics::{Counters, Writer};
 use crate::outcome::{Failure, Outcome, Reason, Verdict, short};
-use crate::plan::{Kind, Mode, Plan, Service};
+use crate::plan::{Check, Kind, Mode, Plan, Service};
 use crate::probe::{Probe, Prober, Talk};
 use crate::process::{Processes, machine, percent, stolen};
 use crate::schedule::Schedule;
 use crate::seek::{Seeker, Sought};
 use crate::tell::{Voice, clock, good, nagios};
-use crate::wire::{LATE, Resolver};
+use crate::url::Endpoint;
+use crate::wire::{LATE, Resolver, Run};
 use common::action::Action;
 use common::aside::Aside;
 use common::child::{output_pipe, raw};
@@ -27,7 +28,8 @@ use common::wait::{Interest, Loop, Wake};
 use common::watched::{Name, Watched};
 use common::wrap::{self, Wrapped};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::alarm;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -109,12 +111,105 @@ pub fn run(plan: Plan) -> Result<Exit> {
         }
         return Ok(Exit::Ok);
     }
+    if is_plain(&plan) {
+        return ask_plainly(&plan);
+    }
     let mut beating = Beating::start(plan)?;
     let exit = beating.serve()?;
-    // The lock goes with it.
-    drop(beating);
+    // The lock goes; all else ends with the process, threads that have nothing to do included.
+    drop(beating.lock.take());
+    std::mem::forget(beating);
     wrap::end_by_signal(exit);
     Ok(exit)
+}
+
+/// One question over one socket, where nothing can hang that the time limit is not kept for: no name, no
+/// path, no regular expression. It needs no loop, and no thread.
+fn is_plain(plan: &Plan) -> bool {
+    let plain = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Localhost(_) | Endpoint::Literal(_) => true,
+        Endpoint::Unix(path) => path.starts_with(b"@"),
+        Endpoint::Name(..) => false,
+    };
+    let asks = match &*plan.checks {
+        [only] => match &only.kind {
+            Kind::Http(request) => {
+                request.body.is_none() && request.not_body.is_none() && plain(&request.endpoint)
+            }
+            Kind::Tcp(endpoint, _) => plain(endpoint),
+            Kind::Exec(_) | Kind::Process => false,
+        },
+        _ => false,
+    };
+    asks && plan.mode == Mode::Once
+        && plan.lock.is_none()
+        && plan.metrics.is_none()
+        && !plan.sd_notify
+}
+
+/// Asks it. Signals do what they do to a program that knows none of them, which is to end it; those that
+/// mean something to a loop have nothing to say to this.
+fn ask_plainly(plan: &Plan) -> Result<Exit> {
+    common::fds::ensure_standard()?;
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        mask.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).doing("block signals")?;
+    let limit = plan.times.timeout;
+    // Whatever happens: a process that hangs would be no answer at all.
+    let last = u32::try_from((limit + OVERDUE + AGAIN).as_secs()).unwrap_or(u32::MAX);
+    alarm::set(last.saturating_add(1));
+    let trust = match wish(plan) {
+        Some(wish) => load(&wish)?,
+        None => None,
+    };
+    let mut outcomes = Vec::new();
+    for check in &plan.checks {
+        let probe = probe(plan, check, &Resolver::default(), trust.as_ref());
+        if let Some(probe) = probe {
+            outcomes.push(probe.check(&Run::new(limit)));
+        }
+    }
+    for outcome in &mut outcomes {
+        slow(plan, outcome);
+    }
+    let mut voice = Voice::new(plan);
+    let exit = tell_once(plan, &mut voice, &outcomes);
+    voice.finish();
+    Ok(exit)
+}
+
+/// What a thread does for a check, if it has one.
+fn probe(
+    plan: &Plan,
+    check: &Check,
+    resolver: &Resolver,
+    trust: Option<&crate::http::Trust>,
+) -> Option<Probe> {
+    match &check.kind {
+        Kind::Http(request) => {
+            let trust = trust.filter(|_| request.url.tls).cloned();
+            let client = crate::http::Client::new((**request).clone(), resolver.clone(), trust);
+            Some(Probe::Http(Arc::new(client)))
+        }
+        Kind::Tcp(endpoint, dialogue) => Some(Probe::Tcp(Arc::new(Talk {
+            endpoint: endpoint.clone(),
+            family: plan.family,
+            dialogue: dialogue.clone(),
+            resolver: resolver.clone(),
+        }))),
+        Kind::Exec(_) | Kind::Process => None,
+    }
+}
+
+/// `--slow`: well, but too late.
+fn slow(plan: &Plan, outcome: &mut Outcome) {
+    if let (Verdict::Well, Some(slow)) = (&outcome.verdict, plan.slow) {
+        if outcome.latency > slow {
+            outcome.verdict = Verdict::Warning(format!("slower than {}", short(slow)));
+        }
+    }
 }
 
 /// The program while it watches.
@@ -169,7 +264,7 @@ struct Beating {
     settled: bool,
     metrics_said: bool,
     started: Instant,
-    _lock: Option<PidFile>,
+    lock: Option<PidFile>,
 }
 
 impl Beating {
@@ -196,21 +291,7 @@ impl Beating {
         let resolver = Resolver::default();
         let mut probers = Vec::new();
         for check in &plan.checks {
-            let probe = match &check.kind {
-                Kind::Http(request) => {
-                    let trust = if request.url.tls { trust.clone() } else { None };
-                    let client =
-                        crate::http::Client::new((**request).clone(), resolver.clone(), trust);
-                    Some(Probe::Http(Arc::new(client)))
-                }
-                Kind::Tcp(endpoint, dialogue) => Some(Probe::Tcp(Arc::new(Talk {
-                    endpoint: endpoint.clone(),
-                    family: plan.family,
-                    dialogue: dialogue.clone(),
-                    resolver: resolver.clone(),
-                }))),
-                Kind::Exec(_) | Kind::Process => None,
-            };
+            let probe = probe(&plan, check, &resolver, trust.as_ref());
             probers.push(probe.map(|probe| Prober::new(probe, plan.times.timeout, wake.clone())));
         }
         let seeker = match &plan.service {
@@ -306,7 +387,7 @@ impl Beating {
             settled: false,
             metrics_said: false,
             started: now,
-            _lock: lock,
+            lock,
             plan,
         };
         beating.open_notify();
@@ -714,10 +795,8 @@ impl Beating {
 
     fn answer(&mut self, index: usize, mut outcome: Outcome, now: Instant) {
         let is_process = matches!(self.plan.checks[index].kind, Kind::Process);
-        if let (Verdict::Well, Some(slow), false) = (&outcome.verdict, self.plan.slow, is_process) {
-            if outcome.latency > slow {
-                outcome.verdict = Verdict::Warning(format!("slower than {}", short(slow)));
-            }
+        if !is_process {
+            slow(&self.plan, &mut outcome);
         }
         let Some(round) = &mut self.round else { return };
         if let Some(place) = round.outcomes.get_mut(index) {
@@ -941,62 +1020,9 @@ impl Beating {
             self.tell_checks(&outcomes, Some(Ruling::Same { count: 0 }));
             return self.advance(now);
         }
-        if self.plan.format == crate::cli::Format::Nagios {
-            let (status, line) = nagios(&self.plan, &outcomes);
-            self.voice.print(&line);
-            self.over = Some(Exit::Code(status));
-            return;
-        }
-        for (check, outcome) in self.plan.checks.iter().zip(&outcomes) {
-            let target = check.target.as_str();
-            let took = Duration::from_micros(outcome.latency.as_micros() as u64);
-            let mut fields = vec![("target", target.into()), ("took", took.into())];
-            fields.extend(
-                outcome
-                    .status
-                    .map(|status| ("status", i64::from(status).into())),
-            );
-            fields.extend(
-                outcome
-                    .address
-                    .clone()
-                    .map(|address| ("address", address.into())),
-            );
-            match &outcome.verdict {
-                Verdict::Well => {
-                    let human = format!("ok   {}", good(target, outcome));
-                    self.voice
-                        .report(Level::Info, events::CHECK_PASSED, &fields, &human);
-                }
-                Verdict::Warning(why) => {
-                    fields.push(("error", why.as_str().into()));
-                    let human = format!("slow {}", good(target, outcome));
-                    self.voice
-                        .report(Level::Warning, events::CHECK_SLOW, &fields, &human);
-                }
-                Verdict::Failed(failure) => {
-                    fields.push(("reason", failure.reason.name().into()));
-                    fields.push(("error", failure.detail.as_str().into()));
-                    fields.extend(failure.pid.map(|pid| ("pid", pid.into())));
-                    let human = format!("fail {target} {}", failure.say());
-                    self.voice
-                        .report(Level::Warning, events::CHECK_FAILED, &fields, &human);
-                }
-                Verdict::Unknown(why) => {
-                    self.voice.say(
-                        Level::Error,
-                        events::CHECK_IMPOSSIBLE,
-                        &[("target", target.into()), ("error", why.as_str().into())],
-                    );
-                }
-            }
-        }
+        let exit = tell_once(&self.plan, &mut self.voice, &outcomes);
         self.write_metrics();
-        self.over = Some(match (failed, unknown) {
-            (Some(_), _) => Exit::No,
-            (None, Some(_)) => Exit::Fault,
-            (None, None) => Exit::Ok,
-        });
+        self.over = Some(exit);
     }
 
     fn wait_is_over(&mut self, now: Instant) {
@@ -1955,6 +1981,64 @@ impl Beating {
             };
             self.notify(&format!("STATUS={}", text.replace('\n', " ")));
         }
+    }
+}
+
+/// The answer to `--once` and `--wait`, and its status.
+fn tell_once(plan: &Plan, voice: &mut Voice, outcomes: &[Outcome]) -> Exit {
+    let unknown = outcomes
+        .iter()
+        .any(|outcome| matches!(outcome.verdict, Verdict::Unknown(_)));
+    if plan.format == crate::cli::Format::Nagios {
+        let (status, line) = nagios(plan, outcomes);
+        voice.print(&line);
+        return Exit::Code(status);
+    }
+    for (check, outcome) in plan.checks.iter().zip(outcomes) {
+        let target = check.target.as_str();
+        let took = Duration::from_micros(outcome.latency.as_micros() as u64);
+        let mut fields = vec![("target", target.into()), ("took", took.into())];
+        fields.extend(
+            outcome
+                .status
+                .map(|status| ("status", i64::from(status).into())),
+        );
+        fields.extend(
+            outcome
+                .address
+                .clone()
+                .map(|address| ("address", address.into())),
+        );
+        match &outcome.verdict {
+            Verdict::Well => {
+                let human = format!("ok   {}", good(target, outcome));
+                voice.report(Level::Info, events::CHECK_PASSED, &fields, &human);
+            }
+            Verdict::Warning(why) => {
+                fields.push(("error", why.as_str().into()));
+                let human = format!("slow {}", good(target, outcome));
+                voice.report(Level::Warning, events::CHECK_SLOW, &fields, &human);
+            }
+            Verdict::Failed(failure) => {
+                fields.push(("reason", failure.reason.name().into()));
+                fields.push(("error", failure.detail.as_str().into()));
+                fields.extend(failure.pid.map(|pid| ("pid", pid.into())));
+                let human = format!("fail {target} {}", failure.say());
+                voice.report(Level::Warning, events::CHECK_FAILED, &fields, &human);
+            }
+            Verdict::Unknown(why) => {
+                voice.say(
+                    Level::Error,
+                    events::CHECK_IMPOSSIBLE,
+                    &[("target", target.into()), ("error", why.as_str().into())],
+                );
+            }
+        }
+    }
+    match (worst(outcomes), unknown) {
+        (Some(_), _) => Exit::No,
+        (None, true) => Exit::Fault,
+        (None, false) => Exit::Ok,
     }
 }
 
