@@ -194,20 +194,17 @@ mod tests {
     use std::os::fd::AsFd;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
+    type Gate = Arc<Mutex<Receiver<()>>>;
+
     /// One whose work is to wait until it is let go, and to double.
-    fn doubler() -> (
-        Aside<u32, u32>,
-        Arc<EventFd>,
-        Sender<()>,
-        Arc<Mutex<Receiver<()>>>,
-    ) {
+    fn doubler() -> (Aside<u32, u32>, Arc<EventFd>, Sender<()>, Gate) {
         let wake = Arc::new(EventFd::new().unwrap());
         let (go, gate) = channel();
         let aside = Aside::new("test", 64 << 10, wake.clone());
         (aside, wake, go, Arc::new(Mutex::new(gate)))
     }
 
-    fn work(gate: &Arc<Mutex<Receiver<()>>>) -> Work<u32, u32> {
+    fn work(gate: &Gate) -> Work<u32, u32> {
         let gate = gate.clone();
         Box::new(move |question, answer| {
             gate.lock().unwrap().recv().unwrap();

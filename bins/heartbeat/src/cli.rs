@@ -356,7 +356,7 @@ pub struct Cli {
     pub verbose: bool,
 
     /// The command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[arg(trailing_var_arg = true, hide = true)]
     pub words: Vec<OsString>,
 }
 

@@ -62,7 +62,7 @@ const WINDOW: Duration = Duration::from_millis(500);
 /// has `AGAIN` more, so that the time in which this process was stopped is not held against it.
 const OVERDUE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(1);
-/// An action waits no longer than that for the pid file to be read.
+/// An action waits no longer than that for the pid file to be read, and the end for the last metrics.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The system's certificates are some hundred kilobytes.
 const TRUST_STACK: usize = 512 << 10;
@@ -207,7 +207,7 @@ fn probe(
 fn slow(plan: &Plan, outcome: &mut Outcome) {
     if let (Verdict::Well, Some(slow)) = (&outcome.verdict, plan.slow) {
         if outcome.latency > slow {
-            outcome.verdict = Verdict::Warning(format!("slower than {}", short(slow)));
+            outcome.verdict = Verdict::Warning(format!("slower than {}", say(slow)));
         }
     }
 }
@@ -444,6 +444,12 @@ impl Beating {
         if let (Mode::Watch, Some(notify)) = (self.plan.mode, &self.notify) {
             let _ = notify.send("STOPPING=1", None);
         }
+        // The last file, which is the only one of --once, is to be written; a disk that hangs is not waited for.
+        let trouble = self
+            .metrics
+            .take()
+            .and_then(|metrics| metrics.finish(PATIENCE));
+        self.metrics_failed(trouble);
         self.voice.finish();
     }
 
@@ -750,14 +756,15 @@ impl Beating {
             self.reloaded(trust);
         }
         let trouble = self.metrics.as_ref().and_then(Writer::trouble);
-        if let (Some(why), false) = (trouble, self.metrics_said) {
-            // Once: it would be said at each check.
-            self.metrics_said = true;
-            let file = self
-                .plan
-                .metrics
-                .as_deref()
-                .unwrap_or(std::path::Path::new(""));
+        self.metrics_failed(trouble);
+    }
+
+    /// Said once: it would be at each check.
+    fn metrics_failed(&mut self, trouble: Option<String>) {
+        let (Some(why), Some(file)) = (trouble, &self.plan.metrics) else {
+            return;
+        };
+        if !std::mem::replace(&mut self.metrics_said, true) {
             let file = file.to_string_lossy().into_owned();
             self.voice.say(
                 Level::Warning,
