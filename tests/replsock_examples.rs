@@ -24,7 +24,7 @@ impl Place {
             "app.js",
             "require('http').createServer((q, s) => s.end('hello\\n')).listen(process.env.PORT || 0);\n",
         );
-        sibling(PROGRAM, "spawnwork");
+        let _ = sibling(PROGRAM, "spawnwork");
         Place {
             dir,
             app: None,
