@@ -180,6 +180,13 @@ fn what_the_signal_would_kill_lives_on() {
     assert!([125, 126].contains(&refused.status), "{}", refused.err);
     assert_eq!(deaf.stop(), 143);
     assert_eq!(inject(2_000_000_000).status, 127);
+    // Edge case 50: the number was given to another process meanwhile, which shows by its start.
+    let mut other = app("20", TICKS);
+    let pid = other.pid().to_string();
+    let refused = ask(&dir, &["through-the-port", &pid, "1", "agent"]);
+    assert_eq!(refused.status, 127, "{}", refused.err);
+    assert!(!listens(other.pid()));
+    assert_eq!(other.stop(), 143);
 }
 
 #[test]

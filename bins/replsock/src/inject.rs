@@ -229,6 +229,8 @@ pub fn inside(pid: i32, start: u64, deed: Deed) -> Result<Exit> {
     if common::child::stat(pid).is_none_or(|stat| stat.start != start) {
         return Err(Error::new(&doing, "it has ended meanwhile").with_exit(Exit::NotFound));
     }
+    // The lock may have been waited for; an exec takes handlers away.
+    permitted(pid, true)?;
     let before = listeners(pid);
     let usual = before
         .iter()

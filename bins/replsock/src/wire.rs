@@ -201,7 +201,7 @@ mod tests {
         let answer = lines.take().unwrap().unwrap();
         assert!(answer.ok && answer.id == Some(1) && answer.text == "2");
         assert!(lines.take().unwrap().is_none());
-        lines.push(b"}\n[1]\n");
+        lines.push(b"}\n7\n");
         assert_eq!(lines.take().unwrap().unwrap().id, Some(2));
         assert!(lines.take().is_err());
     }
