@@ -274,7 +274,16 @@ fn nodes_own_cluster_has_its_workers_reached() {
             &[("app.js", app)],
             &[node.to_str().unwrap(), "app.js"],
         );
-        let _ = live.sockets(4);
+        let sockets = live.sockets(4);
+        // Each is its worker's own, not the primary's.
+        let listed = live.ask(&["ls", "--json", "shop"]).out;
+        for socket in sockets {
+            use std::os::unix::fs::PermissionsExt;
+            let pid = socket.file_stem().unwrap().to_str().unwrap();
+            assert!(listed.contains(&format!("\"pid\":{pid},")), "{listed}");
+            let mode = socket.symlink_metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{version}");
+        }
         let all = live.ask(&[
             "eval",
             "--all",
@@ -404,6 +413,80 @@ fn a_profile_by_command_and_by_signal() {
             0o600
         );
     }
+}
+
+#[test]
+fn an_app_that_has_nothing_more_to_do_ends_though_somebody_is_there() {
+    let app = "globalThis.counter = 5; const wait = setInterval(() => { if (globalThis.leave) clearInterval(wait); }, 10);\n";
+    for version in NODES {
+        let node = node(version);
+        let mut live = Live::start(
+            PROGRAM,
+            &[("app.js", app)],
+            &[node.to_str().unwrap(), "app.js"],
+        );
+        let socket = live.socket();
+        let mut session = UnixStream::connect(&socket).unwrap();
+        session
+            .write_all(b"1\nawait new Promise(() => {})\n")
+            .unwrap();
+        let mut byte = [0u8; 2];
+        session.read_exact(&mut byte).unwrap();
+        let idle = UnixStream::connect(&socket).unwrap();
+        let mut leaving = UnixStream::connect(&socket).unwrap();
+        leaving.write_all(b"globalThis.leave = true\n").unwrap();
+        assert_eq!(live.running.end(), 0, "{version}");
+        drop((session, idle, leaving));
+    }
+}
+
+#[test]
+fn all_are_asked_during_a_reload() {
+    let spawnwork = sibling(PROGRAM, "spawnwork");
+    let node = node("22");
+    let mut live = Live::start(
+        PROGRAM,
+        &[("app.js", CJS)],
+        &[
+            spawnwork.to_str().unwrap(),
+            "-n",
+            "4",
+            "--",
+            node.to_str().unwrap(),
+            "app.js",
+        ],
+    );
+    let _ = live.sockets(4);
+    live.running.event("generation-serving");
+    live.running.signal(Signal::SIGUSR2);
+    let mut asked = 0;
+    while !live
+        .running
+        .err()
+        .iter()
+        .any(|line| line.contains(": reload-committed"))
+    {
+        let all = live.ask(&[
+            "eval",
+            "--all",
+            "--compare",
+            "--timeout",
+            "60s",
+            "shop",
+            "counter",
+        ]);
+        // A worker may end between the list and the question: that is said, and the others answer.
+        assert!(
+            [0, 125, 127].contains(&all.status),
+            "{}{}",
+            all.out,
+            all.err
+        );
+        assert!(all.out.contains("  5  ("), "{}{}", all.out, all.err);
+        asked += 1;
+    }
+    assert!(asked > 0);
+    assert_eq!(live.running.stop(), 0);
 }
 
 #[test]
