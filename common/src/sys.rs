@@ -141,7 +141,9 @@ pub fn fork_exec(image: &Image) -> io::Result<Forked> {
     };
     let born = match image.cgroup {
         Some(directory) => clone_into(directory)?,
-        None if image.borrows_memory && image.identity.is_none() => Some(clone_on_our_memory(&mut prepared)?),
+        None if image.borrows_memory && image.identity.is_none() => {
+            Some(clone_on_our_memory(&mut prepared)?)
+        }
         None => None,
     };
     let pid = match born {

@@ -194,7 +194,7 @@ impl Watching {
             })
             .collect();
         let pokes = files.iter().map(|file| file.handle.poke.clone()).collect();
-        let notices = Arc::new(Notices::new(pokes));
+        let notices = Arc::new(Notices::new(pokes, plan.way == Way::NoPoll));
         let keeper = match &plan.since {
             None => None,
             Some(path) => {
