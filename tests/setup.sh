@@ -65,6 +65,7 @@ need mkfs.ext4 e2fsprogs
 need fsfreeze util-linux
 need prlimit util-linux
 need bindfs bindfs
+need automount autofs
 need sshfs sshfs
 [ -e /usr/lib/openssh/sftp-server ] || need sftp-server openssh-sftp-server
 need linux.uml user-mode-linux

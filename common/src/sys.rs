@@ -933,6 +933,8 @@ pub struct Attributes {
     pub ctime: (i64, u32),
     /// When it was made, where the file system knows.
     pub btime: Option<(i64, u32)>,
+    /// Something is mounted here: it is known under another name, too. Linux says so since 5.8.
+    pub mount_root: bool,
 }
 
 /// statx(2) of a path, which is not followed if it is a link.
@@ -993,5 +995,7 @@ fn statx_at(
         mtime: time(found.stx_mtime),
         ctime: time(found.stx_ctime),
         btime: (found.stx_mask & libc::STATX_BTIME != 0).then(|| time(found.stx_btime)),
+        // STATX_ATTR_MOUNT_ROOT, linux/stat.h
+        mount_root: found.stx_attributes & 0x2000 != 0,
     })
 }
