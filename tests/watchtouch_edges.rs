@@ -8,7 +8,7 @@
 
 use kit::mount::{Mounted, need_root};
 use kit::touch::{Lines, ago, touch, touch_at};
-use kit::{Dir, Run, Running, eventually, field};
+use kit::{Dir, Run, Running, field};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -95,6 +95,15 @@ fn errors_of_a_file_server_are_neither_a_removal_nor_a_touch() {
     late.exactly("/f", 1);
 }
 
+/// Unmounts what a failed test has left.
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
 // Edge case 25.
 #[test]
 fn a_look_triggers_an_automount() {
@@ -116,17 +125,27 @@ fn a_look_triggers_an_automount() {
         ),
     );
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    // In a group of its own: from the daemon's group nothing triggers a mount.
     let mut daemon = Run::new("/usr/bin/env")
-        .args(["automount", "--foreground", "--pid-file"])
+        .args([
+            "setsid",
+            "automount",
+            "--foreground",
+            "--verbose",
+            "--pid-file",
+        ])
         .arg(at("pid"))
         .arg(at("master"))
         .env("PATH", path)
         .start();
+    let _clean = Unmount(at("auto"));
     let mounted = |what: &str| {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         mounts.contains(&format!(" {} ", at(what).display()))
     };
-    eventually("automount", || mounted("auto").then_some(()));
+    daemon.line("automount is ready", |line| {
+        line.contains("mounted indirect")
+    });
     assert!(!mounted("auto/data"));
     let run = Run::new(PROGRAM)
         .arg(at("auto/data/f"))
@@ -224,6 +243,7 @@ fn a_file_that_is_mounted_by_itself_is_seen_touched_but_not_replaced() {
     let (host, inside) = (dir.path().join("host/f"), dir.path().join("container/f"));
     let inside_text = inside.to_str().unwrap();
     done(&["mount", "--bind", host.to_str().unwrap(), inside_text]);
+    let _clean = Unmount(inside.clone());
     let run =
         Run::new(PROGRAM)
             .arg(&inside)
@@ -241,7 +261,6 @@ fn a_file_that_is_mounted_by_itself_is_seen_touched_but_not_replaced() {
     touch(&host);
     watched.exactly("container/f", 2);
     assert_eq!(watched.running.stop(), 0);
-    done(&["umount", inside_text]);
 }
 
 fn delay(dir: &Path, host: &str, by: &str) -> u64 {

@@ -76,7 +76,7 @@ struct Watcher {
     _dirs: [Dir; 2],
 }
 
-fn peers(floor: &Path) -> Vec<Peer> {
+fn program() -> PathBuf {
     let root = kit::root().canonicalize().unwrap();
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
     let ours = root.join(target).join("release/watchtouch");
@@ -85,6 +85,11 @@ fn peers(floor: &Path) -> Vec<Peer> {
         "{} is missing: run 'make' first",
         ours.display()
     );
+    ours
+}
+
+fn peers(floor: &Path) -> Vec<Peer> {
+    let ours = program();
     let (ours, floor) = (ours.display(), floor.display());
     let at_once = "--settle 0 --min-gap 0 -q";
     let peer = |name, deed, command: String, needs| Peer {
@@ -423,6 +428,37 @@ fn idle(watchers: &[Watcher]) {
     println!("(goal: CPU 0, RSS under 3000 kB; watchtouch looks once in 30 s by itself)");
 }
 
+/// In a guest, where there is an NFS server: see tests/uml/peers.py.
+fn network() {
+    let path = std::env::var("PATH").unwrap_or_default();
+    if !path
+        .split(':')
+        .any(|dir| Path::new(dir).join("linux.uml").exists())
+    {
+        println!("linux.uml is not installed: NFS is left out");
+        return;
+    }
+    let dir = Dir::new();
+    let uml = kit::root().join("tests/uml").canonicalize().unwrap();
+    for (from, name) in [
+        (program(), "watchtouch"),
+        (uml.join("nfs.sh"), "nfs.sh"),
+        (uml.join("peers.py"), "nfs.py"),
+    ] {
+        std::fs::copy(from, dir.path().join(name)).unwrap();
+    }
+    dir.write("program", "/mnt/out/watchtouch\n");
+    let output = Command::new(uml.join("run.sh"))
+        .arg("/mnt/out/nfs.sh")
+        .arg(dir.path())
+        .envs([("LIMIT", "400"), ("MEM", "1500M")])
+        .output()
+        .unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "the guest failed");
+    println!("(goal: the interval of 1 s and 0.2 s)");
+}
+
 fn main() {
     // `cargo test --all-targets` runs this program too, without that argument.
     if !std::env::args().any(|argument| argument == "--bench") {
@@ -441,4 +477,5 @@ fn main() {
     latency(&mut watchers);
     idle(&watchers);
     drop(watchers);
+    network();
 }
