@@ -227,8 +227,10 @@ fn what_an_action_is_told() {
     ] {
         assert!(told.contains(name), "{name} in {told}");
     }
-    let order = std::fs::read_to_string(switch.dir.path().join("order")).unwrap();
-    assert_eq!(order, "before\nfail\n");
+    let order = switch.dir.path().join("order");
+    eventually("the one before the other", || {
+        (std::fs::read_to_string(&order).unwrap() == "before\nfail\n").then_some(())
+    });
     switch.good();
     out(&mut beat, " UP ");
     let back = switch.dir.path().join("back");

@@ -116,10 +116,14 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
 /// A port that nobody has at the moment.
 #[must_use]
 pub fn free_port() -> u16 {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    static TAKEN: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
     // Below the range of ephemeral ports, which connecting clients take at random; each process of the
-    // tests begins elsewhere.
+    // tests begins elsewhere, and what one of them was given no other gets: an abstract name stands for it.
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 10_000
@@ -127,7 +131,13 @@ pub fn free_port() -> u16 {
                 .wrapping_mul(37)
                 .wrapping_add(step)
                 % 20_000;
+        let taken = SocketAddr::from_abstract_name(format!("nirvana-test-port-{port}"))
+            .and_then(|name| UnixListener::bind_addr(&name));
+        let Ok(taken) = taken else {
+            continue;
+        };
         if std::net::TcpListener::bind(("::", port)).is_ok() {
+            TAKEN.lock().unwrap().push(taken);
             return port;
         }
     }
