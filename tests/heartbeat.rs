@@ -124,6 +124,16 @@ fn bad_input_is_refused_by_name() {
         );
         assert_eq!(found.out, "", "{words:?}");
     }
+    // An option that there is not is no command to wrap.
+    for words in [["--onec", "--port=80"], ["--port=80", "--onec"]] {
+        let found = run(&words);
+        assert!(
+            found.status == 2 && found.err.contains("unexpected argument '--onec'"),
+            "{words:?}: {} {}",
+            found.status,
+            found.err
+        );
+    }
 }
 
 // Edge case 39.

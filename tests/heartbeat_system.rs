@@ -25,7 +25,7 @@ fn an_idle_one_forks_nothing_and_wakes_for_its_checks_only() {
             "-o",
             "trace",
             "-e",
-            "trace=fork,vfork,clone,clone3,execve,epoll_wait,ppoll,futex",
+            "trace=fork,vfork,clone,clone3,execve,epoll_wait,poll,ppoll,futex",
         ])
         .args([PROGRAM, "--port", &server.port.to_string()])
         .args([
@@ -64,9 +64,9 @@ fn an_idle_one_forks_nothing_and_wakes_for_its_checks_only() {
         count("epoll_wait(")
     );
     assert!(
-        count("ppoll(") <= 3 * checks + 4,
+        count("poll(") <= 3 * checks + 4,
         "{} for {checks} checks",
-        count("ppoll(")
+        count("poll(")
     );
     let children = kit::run::children_of(beat.pid());
     for child in children {
@@ -186,6 +186,26 @@ fn metrics_are_what_prometheus_reads() {
     beat.stop();
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
+    // One shot has written it when it ends, or says why not.
+    for (file, part) in [("once.prom", ""), ("no/such/file", "metrics-failed")] {
+        let found = Run::new(PROGRAM)
+            .args([
+                "--once",
+                "--port",
+                &server.port.to_string(),
+                "--metrics",
+                file,
+            ])
+            .dir(dir.path())
+            .finish();
+        assert!(
+            found.status == 0 && found.err.contains(part),
+            "{}",
+            found.err
+        );
+    }
+    let text = std::fs::read_to_string(dir.path().join("once.prom")).unwrap();
+    assert!(text.contains("heartbeat_check_success{target="), "{text}");
     // A directory that is missing is said once, and stops nothing.
     let mut beat = Run::new(PROGRAM)
         .args([

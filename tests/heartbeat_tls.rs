@@ -7,7 +7,7 @@
 )]
 
 use kit::hostile::{Hostile, says};
-use kit::{Dir, Finished, Run, Running, certs, free_port};
+use kit::{Dir, Finished, Run, Running, certs, eventually, free_port};
 use nix::sys::signal::Signal;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_heartbeat");
@@ -174,13 +174,108 @@ fn plain_on_a_port_that_is_asked_for_tls_and_the_other_way_round() {
         found.out
     );
 
+    // node's TLS closes without a word, or with an alert; nginx explains itself in plain HTTP.
     let dir = Dir::new();
     certs::self_signed(&dir, 30);
     let server = Server::new(dir);
     let found = Run::new(PROGRAM)
         .args(["--once", "--port", &server.port])
         .finish();
-    assert_eq!(found.status, 1, "{}", found.out);
+    assert!(
+        found.status == 1
+            && (found.out.contains("eof closed without a reply")
+                || found
+                    .out
+                    .contains("tls the server speaks TLS: https:// would do")),
+        "{}",
+        found.out
+    );
+    let port = free_port().to_string();
+    let dir = &server.dir;
+    dir.write(
+        "nginx.conf",
+        &format!(
+            "daemon off; master_process off; pid nginx.pid; error_log stderr;\n\
+             events {{}}\n\
+             http {{ access_log off; server {{ listen 127.0.0.1:{port} ssl;\n\
+             ssl_certificate cert.pem; ssl_certificate_key key.pem; return 200 hello; }} }}\n"
+        ),
+    );
+    let prefix = dir.path().to_str().unwrap();
+    let mut nginx = Run::new("nginx")
+        .args(["-p", prefix, "-c", "nginx.conf"])
+        .dir(dir.path())
+        .start();
+    let url = format!("https://localhost:{port}/");
+    let found = Run::new(PROGRAM)
+        .args(["--wait", "60s", "--start-interval", "50ms", "--url", &url])
+        .args(["--cacert", "cert.pem", "--body", "hello"])
+        .dir(dir.path())
+        .finish();
+    assert_eq!(found.status, 0, "{}{}", found.out, found.err);
+    let found = Run::new(PROGRAM).args(["--once", "--port", &port]).finish();
+    assert!(
+        found.status == 1 && found.out.contains(" status 400"),
+        "{}",
+        found.out
+    );
+    nginx.signal(Signal::SIGKILL);
+}
+
+// Edge case 42, in the loop: the certificate is said to end soon once, and not at each check.
+#[test]
+fn a_certificate_that_ends_soon_is_said_once() {
+    let dir = Dir::new();
+    certs::self_signed(&dir, 30);
+    let server = Server::new(dir);
+    let url = format!("https://localhost:{}/", server.port);
+    let words = [
+        &["--url", &url, "--cacert", "cert.pem", "--fails", "2"][..],
+        &["--start-interval", "50ms", "--interval", "50ms"],
+        &["--fast-interval", "50ms", "--jitter", "0"],
+        &[
+            "--on-slow",
+            "echo told >>told",
+            "--on-ok",
+            "echo ok >>count",
+        ],
+    ]
+    .concat();
+    let checks = || {
+        let text = std::fs::read_to_string(server.dir.path().join("count")).unwrap_or_default();
+        text.lines().count()
+    };
+    let start = |more: &[&str]| {
+        let _ = std::fs::remove_file(server.dir.path().join("count"));
+        Run::new(PROGRAM)
+            .args(&words)
+            .args(more)
+            .dir(server.dir.path())
+            .start()
+    };
+    let mut beat = start(&["--cert-warn", "60d"]);
+    let line = beat.out_line("slow", |line| line.contains(" SLOW "));
+    assert!(line.contains(" the certificate ends on 20"), "{line}");
+    eventually("ten more checks", || (checks() >= 12).then_some(()));
+    assert_eq!(beat.stop(), 0);
+    // The first success, and then that.
+    assert_eq!(beat.out().lines().count(), 3, "{}", beat.out());
+    assert!(beat.out().contains(" run  echo told"), "{}", beat.out());
+    let told = std::fs::read_to_string(server.dir.path().join("told")).unwrap();
+    assert_eq!(told, "told\n");
+    // As an event, which says why as well.
+    let mut beat = start(&["--cert-warn", "60d", "--format", "json"]);
+    let line = beat.out_line("slow", |line| line.contains("service-slow"));
+    assert!(
+        line.contains("\"error\":\"the certificate ends on 20"),
+        "{line}"
+    );
+    beat.stop();
+    // Long before its end nothing is said.
+    let mut beat = start(&["--cert-warn", "10d"]);
+    eventually("ten checks", || (checks() >= 10).then_some(()));
+    beat.stop();
+    assert_eq!(beat.out().lines().count(), 1, "{}", beat.out());
 }
 
 #[test]

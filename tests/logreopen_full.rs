@@ -194,10 +194,19 @@ fn a_file_size_limit_is_like_a_full_disk_and_another_file_cures_it() {
 
 /// The service's longest write while the disk hangs, and that nothing is lost.
 fn while_frozen(meanwhile: impl FnOnce(&mut Set)) -> Set {
+    // 200 kB a second.
+    frozen_for(Duration::from_secs(4), &[], [0, 1000, 1], meanwhile)
+}
+
+fn frozen_for(
+    length: Duration,
+    options: &[&str],
+    numbers_of: [u64; 3],
+    meanwhile: impl FnOnce(&mut Set),
+) -> Set {
     let mut disk = Mounted::ext4();
     let log = disk.path().join("app.out");
-    // 200 kB a second.
-    let mut set = Set::new(&log, &[], [0, 1000, 1]);
+    let mut set = Set::new(&log, options, numbers_of);
     eventually("it writes", || {
         std::fs::metadata(&log)
             .is_ok_and(|file| file.len() > 10_000)
@@ -206,8 +215,8 @@ fn while_frozen(meanwhile: impl FnOnce(&mut Set)) -> Set {
     disk.freeze();
     let since = Instant::now();
     meanwhile(&mut set);
-    eventually("four seconds of a hanging disk", || {
-        (since.elapsed() > Duration::from_secs(4)).then_some(())
+    eventually("a disk that hangs for so long", || {
+        (since.elapsed() > length).then_some(())
     });
     disk.thaw();
     assert_eq!(set.service.stop(), 0, "{:?}", set.service.err());
@@ -230,6 +239,14 @@ fn a_disk_that_hangs_for_four_seconds_holds_nobody_up() {
         let (status, _, err) = set.ask("status");
         assert_eq!(status, 0, "{err}");
     });
+}
+
+// While much comes the writer reads the pipe itself, until it hangs.
+#[test]
+fn a_disk_that_hangs_while_much_is_written_holds_nobody_up() {
+    let second = Duration::from_secs(1);
+    // 200 kB each 10 ms.
+    frozen_for(second, &["--buffer", "128M"], [0, 10_000, 1000], |_| {});
 }
 
 // Edge case 2.

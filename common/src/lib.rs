@@ -3,6 +3,7 @@
 //! - a command line, a value parser, the shape of `main` -> [`cli`]
 //! - an exit status, the end of a process -> [`exit`]; an error that says what was tried -> [`error`]
 //! - an event line -> [`event`]; durations, rates, jitter -> [`time`]
+//! - work that may hang -> [`aside`]
 //! - signals as events, their names, a child's clean state -> [`signal`]; the loop -> [`wait`]
 //! - to start a process, to hold and signal it -> [`child`]; a group that it cannot leave -> [`cgroup`]
 //! - to run a command as its wrapper -> [`wrap`]; a shell command on an event -> [`action`], and how often -> [`limiter`]
@@ -14,6 +15,7 @@
 //! - the kernel, unsafely -> [`sys`], and nowhere else
 
 pub mod action;
+pub mod aside;
 pub mod ask;
 pub mod cgroup;
 pub mod child;

@@ -356,7 +356,7 @@ pub struct Cli {
     pub verbose: bool,
 
     /// The command and its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    #[arg(trailing_var_arg = true, hide = true)]
     pub words: Vec<OsString>,
 }
 
@@ -530,6 +530,7 @@ fn quorum(text: &str) -> Result<crate::judge::Quorum, String> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn what_makes_no_sense_is_refused_with_what_would_do() {
@@ -561,6 +562,46 @@ mod tests {
             let why = Cli::try_parse_from(["heartbeat", words[0], words[1]]).unwrap_err();
             let why = why.to_string();
             assert!(why.contains("would") && why.contains(words[0]), "{why}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_typed_is_read_or_refused(text in "\\PC{0,20}", near in "[0-9%/:smhdKMG. -]{0,10}") {
+            for text in [text, near] {
+                let refused = [
+                    port(&text).err(), pid(&text).err(), limit(&text).err(), interval(&text).err(),
+                    window(&text).err(), percent(&text).err(), cpu(&text).err(), fds(&text).err(),
+                    positive_size(&text).err(), method(&text).err(), header(&text).err(),
+                    host(&text).err(), quorum(&text).err(), crate::expect::parse(&text).err(),
+                ];
+                for why in refused.into_iter().flatten() {
+                    assert!(why.contains("would") && !why.contains('\n'), "{why}");
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_meant_comes_back(fails in 1u32..=64, more in 0u32..64, share in 1u32..=100, seconds in 1u64..=100_000) {
+            let of = (fails + more).min(64);
+            let read = quorum(&format!("{fails}/{of}")).unwrap();
+            assert_eq!((read.fails, read.of), (fails, of));
+            assert_eq!(quorum(&fails.to_string()).unwrap(), quorum(&format!("{fails}/{fails}")).unwrap());
+            let read = cpu(&format!("{share}%:{seconds}s")).unwrap();
+            assert_eq!((read.percent, read.over), (share, Duration::from_secs(seconds)));
+            assert_eq!(fds(&format!("{share}%")), Ok(Fds::Percent(share)));
+            assert_eq!(fds(&seconds.to_string()), Ok(Fds::Count(seconds)));
+            assert_eq!(percent(&format!("{share}%")), percent(&share.to_string()));
+        }
+
+        #[test]
+        fn a_header_that_is_taken_is_one_line(text in "[A-Za-z-]{0,6}[: ]{0,2}[ -~\r\n\t]{0,10}") {
+            if let Ok(line) = header(&text) {
+                assert!(!line.chars().any(char::is_control));
+                let (name, value) = line.split_once(':').unwrap();
+                let request = ureq::http::Request::builder().header(name, value.trim());
+                assert!(request.body(()).is_ok(), "{line}");
+            }
         }
     }
 }

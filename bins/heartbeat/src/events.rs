@@ -8,6 +8,8 @@ pub const CHECK_SLOW: &str = "check-slow";
 pub const CHECK_FAILED: &str = "check-failed";
 /// A check failed because we ourselves did not run in time.
 pub const CHECK_LATE: &str = "check-late";
+/// A check has not come back long after its time limit; another thread takes over.
+pub const CHECK_HANGS: &str = "check-hangs";
 /// A check could not be made, for want of descriptors or memory.
 pub const CHECK_IMPOSSIBLE: &str = "check-impossible";
 /// The service is well.
@@ -30,6 +32,8 @@ pub const ACTION_HELD: &str = "action-held";
 pub const ACTION_CANCELLED: &str = "action-cancelled";
 /// The pid file names a process.
 pub const PROCESS_FOUND: &str = "process-found";
+/// The pid file is not read in time.
+pub const PID_FILE_HANGS: &str = "pid-file-hangs";
 /// Counters of a process cannot be read.
 pub const COUNTERS_HIDDEN: &str = "counters-hidden";
 /// USR2.

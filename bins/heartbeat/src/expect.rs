@@ -66,6 +66,7 @@ pub fn parse(text: &str) -> Result<Expect, String> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn statuses() {
@@ -85,6 +86,50 @@ mod tests {
             "", "abc", "20", "2000", "099", "302-200", "6xx", "200,", "!", "2x", "+20",
         ] {
             assert!(parse(list).unwrap_err().contains("would do"), "{list}");
+        }
+    }
+
+    /// A part of a list, and what it takes.
+    fn part() -> impl Strategy<Value = (bool, u16, u16, String)> {
+        let numbers = (100u16..=999, 100u16..=999)
+            .prop_map(|(one, other)| (one.min(other), one.max(other)))
+            .prop_map(|(from, to)| (from, to, format!("{from}-{to}")));
+        let one = (100u16..=999).prop_map(|status| (status, status, status.to_string()));
+        let class =
+            (1u16..=5).prop_map(|class| (class * 100, class * 100 + 99, format!("{class}xX")));
+        (any::<bool>(), prop_oneof![numbers, one, class]).prop_map(|(not, (from, to, text))| {
+            let text = if not { format!("!{text}") } else { text };
+            (not, from, to, text)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_takes_what_its_parts_say(parts in prop::collection::vec(part(), 1..6), status in 100u16..=999) {
+            let list: Vec<&str> = parts.iter().map(|(_, _, _, text)| text.as_str()).collect();
+            let within = |refused: bool| {
+                let mut asked = parts.iter().filter(|(not, ..)| *not == refused).peekable();
+                let any = asked.peek().is_some();
+                (any, asked.any(|(_, from, to, _)| (*from..=*to).contains(&status)))
+            };
+            let wanted = match within(false) {
+                (true, found) => found,
+                (false, _) => (200..400).contains(&status),
+            };
+            let expected = wanted && !within(true).1;
+            for list in [list.join(","), list.join(" , ")] {
+                assert_eq!(parse(&list).unwrap().takes(status), expected, "{list}");
+            }
+        }
+
+        #[test]
+        fn whatever_is_typed_is_a_list_or_is_refused(text in "\\PC{0,20}", near in "[0-9xX,! -]{0,12}", status in any::<u16>()) {
+            for text in [text, near] {
+                match parse(&text) {
+                    Ok(expect) => drop(expect.takes(status)),
+                    Err(why) => assert!(why.contains("would do")),
+                }
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::url::{Endpoint, Url};
 use crate::wire::{Family, Phase, Resolver, Run, Wire};
 use regex_lite::Regex;
 use std::io::{Read, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ureq::Agent;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver as UreqResolver};
@@ -46,8 +46,6 @@ pub struct Request {
     pub follow: u32,
     /// `--cert-warn`
     pub cert_warn: Option<Duration>,
-    /// `--slow` is judged by whoever asks.
-    pub timeout: Duration,
 }
 
 /// How a TLS connection is made; changed by HUP.
@@ -79,6 +77,10 @@ struct Line {
 }
 
 impl Line {
+    fn trust(&self) -> MutexGuard<'_, Option<Trust>> {
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn run(&self) -> Result<Run, ureq::Error> {
         let run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
         run.clone().ok_or(ureq::Error::ConnectionFailed)
@@ -127,22 +129,26 @@ impl Client {
         }
     }
 
-    /// From now on trusts what is in `trust`.
-    pub fn trust(&self, trust: Option<Trust>) {
-        *self
-            .line
-            .trust
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = trust;
+    /// From now on trusts what is in `trust`, where it has to trust anybody.
+    pub fn trust(&self, trust: &Trust) {
+        if self.request.url.tls {
+            *self.line.trust() = Some(trust.clone());
+        }
+    }
+
+    /// Another one that asks the same.
+    #[must_use]
+    pub fn again(&self) -> Client {
+        let trust = self.line.trust().clone();
+        Client::new(self.request.clone(), self.line.resolver.clone(), trust)
     }
 
     /// One check, from the name to the verdict; it takes no longer than its limit. A good-bye is left to do:
     /// see [`crate::wire::part`].
     #[must_use]
-    pub fn check(&self) -> (Outcome, Run) {
-        let run = Run::new(self.request.timeout);
+    pub fn check(&self, run: &Run) -> Outcome {
         *self.line.run.lock().unwrap_or_else(PoisonError::into_inner) = Some(run.clone());
-        let result = self.ask(&run);
+        let result = self.ask(run);
         let latency = run.start.elapsed();
         let mut facts = run.facts();
         let address = facts.address.take();
@@ -151,7 +157,7 @@ impl Client {
             .map_or_else(|(status, _)| *status, |status| Some(*status));
         let verdict = match result {
             // What was decided after the limit was not decided in time.
-            Ok(_) if latency > self.request.timeout => {
+            Ok(_) if latency > run.limit => {
                 drop(facts);
                 let failure = run.timed_out();
                 facts = run.facts();
@@ -164,13 +170,12 @@ impl Client {
             },
         };
         drop(facts);
-        let outcome = Outcome {
+        Outcome {
             verdict,
             status,
             latency,
             address,
-        };
-        (outcome, run)
+        }
     }
 
     fn certificate(&self, end: Option<Duration>) -> Verdict {
@@ -405,11 +410,7 @@ impl Connector<()> for Plug {
 #[cfg(feature = "tls")]
 fn secured(line: &Line, wire: Wire) -> Result<Channel, ureq::Error> {
     // The lock is not held while the peer takes its time: the loop may want to change what is in it.
-    let trust = line
-        .trust
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
+    let trust = line.trust().clone();
     let Some(trust) = trust else {
         return Err(ureq::Error::TlsRequired);
     };

@@ -259,9 +259,8 @@ impl Judge {
 
     fn change(&mut self, next: State) -> Ruling {
         let before = std::mem::replace(&mut self.state, next);
-        self.successes = 0;
+        // What made it up does not make it slow as well.
         self.slow = 0;
-        self.swift = 0;
         Ruling::Changed(before)
     }
 
@@ -349,6 +348,12 @@ mod tests {
             ((3, 3, 1, 0), "sxxxs", "UUUDU"),
             ((2, 2, 1, 0), ".ss.xx", "UULUUD"),
             ((2, 2, 2, 0), ".ss.s..", "UULLLLU"),
+            // A failure between ends both counts.
+            ((3, 3, 1, 0), ".ssxs", "UUUUU"),
+            ((3, 3, 2, 0), ".sss.x..", "UUULLLLU"),
+            // They begin anew with each state.
+            ((2, 2, 1, 0), "sss", "UUL"),
+            ((2, 2, 3, 0), ".xxsssss", "UUDDDUUL"),
             // Edge case 23: our own starvation does not count once; twice in a row it does.
             ((1, 1, 1, 0), ".l.l.", "UUUUU"),
             ((1, 1, 1, 0), ".ll", "UUD"),
@@ -382,5 +387,110 @@ mod tests {
         assert_eq!(judge.failing_since(), Some(begin));
         assert_eq!(judge.see(Sight::Well, later), Ruling::Changed(State::Down));
         assert_eq!(judge.failing_since(), None);
+    }
+
+    fn judge(fails: u32, of: u32, rises: u32, begin: Instant) -> Judge {
+        let rules = Rules {
+            fails: Quorum { fails, of },
+            rises,
+        };
+        Judge::new(rules, Duration::ZERO, begin)
+    }
+
+    #[test]
+    fn the_last_of_sixty_four_and_no_more() {
+        for (of, down) in [(63, false), (64, true)] {
+            let begin = Instant::now();
+            let mut judge = judge(2, of, 1, begin);
+            judge.see(Sight::Well, begin);
+            judge.see(Sight::Failed, begin);
+            for _ in 0..62 {
+                judge.see(Sight::Well, begin);
+            }
+            let enough = Ruling::Enough { count: 2 };
+            let ruling = judge.see(Sight::Failed, begin);
+            assert_eq!(ruling == enough, down, "{of}: {ruling:?}");
+        }
+    }
+
+    #[test]
+    fn since_when_it_fails() {
+        let begin = Instant::now();
+        let at = |second: u32| begin + SECOND * second;
+        // The first of those that count, though a success was between.
+        let mut flaps = judge(2, 3, 1, begin);
+        flaps.see(Sight::Well, at(0));
+        flaps.see(Sight::Failed, at(1));
+        flaps.see(Sight::Well, at(2));
+        assert_eq!(flaps.failing_since(), Some(at(1)));
+        // None, once they are too long ago to count.
+        flaps.see(Sight::Well, at(3));
+        flaps.see(Sight::Well, at(4));
+        assert_eq!(flaps.failing_since(), None);
+        // While it is down it has not been made good before enough successes, or by another process.
+        let mut judge = judge(1, 1, 2, begin);
+        judge.see(Sight::Failed, at(5));
+        judge.confirm();
+        judge.see(Sight::Well, at(6));
+        assert_eq!(judge.failing_since(), Some(at(5)));
+        judge.restarted(SECOND, at(7));
+        assert_eq!(judge.failing_since(), Some(at(5)));
+        judge.see(Sight::Well, at(8));
+        assert_eq!((judge.state(), judge.failing_since()), (State::Up, None));
+        // Before that another process ends it.
+        judge.see(Sight::Failed, at(9));
+        assert_eq!(judge.failing_since(), Some(at(9)));
+        judge.restarted(SECOND, at(10));
+        assert_eq!(judge.failing_since(), None);
+    }
+
+    /// After these results (as above) the state may change soon: what --fast-interval is for.
+    #[test]
+    fn when_it_is_in_doubt() {
+        for (results, doubt) in [
+            ("", false),
+            (".", false),
+            ("x", true),
+            (".x", true),
+            (".x.", true),
+            (".x...", false),
+            (".l", true),
+            (".l.", false),
+            (".s", true),
+            (".s.", false),
+            (".sss", false),
+            (".sss.", true),
+            (".sss.s", false),
+            (".sssx", true),
+            (".xxx", false),
+            (".xxx.", true),
+            (".xxx.x", false),
+            (".xxx..", false),
+        ] {
+            let begin = Instant::now();
+            let mut judge = judge(3, 3, 2, begin);
+            for letter in results.chars() {
+                let sight = match letter {
+                    '.' => Sight::Well,
+                    's' => Sight::Slow,
+                    'l' => Sight::Late,
+                    _ => Sight::Failed,
+                };
+                if let Ruling::Enough { .. } = judge.see(sight, begin) {
+                    judge.confirm();
+                }
+            }
+            assert_eq!(judge.in_doubt(), doubt, "{results}");
+        }
+    }
+
+    #[test]
+    fn our_own_lateness_comes_before_what_was_seen() {
+        let mut failure = Failure::new(crate::outcome::Reason::Stuck, "");
+        assert_eq!(Sight::of(&failure), Sight::Failed);
+        failure.decisive = true;
+        assert_eq!(Sight::of(&failure), Sight::Decisive);
+        failure.late = true;
+        assert_eq!(Sight::of(&failure), Sight::Late);
     }
 }

@@ -15,6 +15,7 @@ mod probe;
 mod process;
 mod run;
 mod schedule;
+mod seek;
 mod tell;
 #[cfg(feature = "tls")]
 mod tls;

@@ -7,7 +7,7 @@ use crate::outcome::Reason;
 use nix::sys::eventfd::EventFd;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -208,6 +208,8 @@ fn label(text: &str) -> String {
 pub struct Writer {
     texts: SyncSender<String>,
     trouble: Arc<Mutex<Option<String>>>,
+    /// Says nothing, and closes when the thread ends.
+    end: Receiver<()>,
 }
 
 impl Writer {
@@ -219,10 +221,12 @@ impl Writer {
         let (texts, given) = sync_channel::<String>(1);
         let trouble = Arc::new(Mutex::new(None));
         let told = trouble.clone();
+        let (ends, end) = sync_channel::<()>(0);
         std::thread::Builder::new()
             .name("metrics".to_owned())
             .stack_size(64 << 10)
             .spawn(move || {
+                let _ends = ends;
                 while let Ok(text) = given.recv() {
                     if let Err(why) = put(&path, &text) {
                         let why = common::error::describe(&why);
@@ -231,7 +235,22 @@ impl Writer {
                     }
                 }
             })?;
-        Ok(Writer { texts, trouble })
+        Ok(Writer {
+            texts,
+            trouble,
+            end,
+        })
+    }
+
+    /// Waits until what was handed over is written, but no longer than that; what went wrong.
+    #[must_use]
+    pub fn finish(self, patience: Duration) -> Option<String> {
+        drop(self.texts);
+        let _ = self.end.recv_timeout(patience);
+        self.trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Hands a text over, unless the one before has not been taken yet.

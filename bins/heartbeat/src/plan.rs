@@ -482,7 +482,6 @@ struct HttpOptions {
     follow: u32,
     cert_warn: Option<Duration>,
     family: Family,
-    timeout: Duration,
 }
 
 impl HttpOptions {
@@ -515,7 +514,6 @@ impl HttpOptions {
             follow: cli.follow,
             cert_warn: cli.cert_warn,
             family: family(cli),
-            timeout: cli.timeout,
         })
     }
 
@@ -535,7 +533,6 @@ impl HttpOptions {
                 max_body: self.max_body,
                 follow: self.follow,
                 cert_warn: self.cert_warn,
-                timeout: self.timeout,
             })),
         }
     }

@@ -5,13 +5,16 @@ use crate::heal::{Queue, Task, Why, environment, shown};
 use crate::judge::{Judge, Ruling, Sight, State};
 use crate::metrics::{Counters, Writer};
 use crate::outcome::{Failure, Outcome, Reason, Verdict, short};
-use crate::plan::{Kind, Mode, Plan, Service};
-use crate::probe::{Probe, Prober};
+use crate::plan::{Check, Kind, Mode, Plan, Service};
+use crate::probe::{Probe, Prober, Talk};
 use crate::process::{Processes, machine, percent, stolen};
 use crate::schedule::Schedule;
+use crate::seek::{Seeker, Sought};
 use crate::tell::{Voice, clock, good, nagios};
-use crate::wire::{LATE, Resolver};
+use crate::url::Endpoint;
+use crate::wire::{LATE, Resolver, Run};
 use common::action::Action;
+use common::aside::Aside;
 use common::child::{output_pipe, raw};
 use common::error::{Doing, Error, Result, describe};
 use common::event::Level;
@@ -22,10 +25,11 @@ use common::limiter::{Leave, Limiter};
 use common::signal::{Received, Sender, Signals};
 use common::time::{random, say};
 use common::wait::{Interest, Loop, Wake};
-use common::watched::{Name, Watched, pid_in};
+use common::watched::{Name, Watched};
 use common::wrap::{self, Wrapped};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::alarm;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -54,6 +58,14 @@ struct Base {
 const MACHINE: Duration = Duration::from_secs(10);
 /// They are counted over that at least, if they can be.
 const WINDOW: Duration = Duration::from_millis(500);
+/// A check that keeps its time limit itself has not kept it by that much: something below it hangs. Then it
+/// has `AGAIN` more, so that the time in which this process was stopped is not held against it.
+const OVERDUE: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_secs(1);
+/// An action waits no longer than that for the pid file to be read, and the end for the last metrics.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The system's certificates are some hundred kilobytes.
+const TRUST_STACK: usize = 512 << 10;
 
 /// An --exec check that runs.
 #[derive(Debug)]
@@ -73,6 +85,10 @@ struct Round {
     again: bool,
     /// Processes are looked at then: one shot has to wait for a whole window.
     look_at: Option<Instant>,
+    /// The pid file is waited for until then.
+    seek_until: Option<Instant>,
+    /// Who has not answered then hangs; true: it was so a moment before already.
+    overdue: Option<(Instant, bool)>,
 }
 
 /// An action that heals, from its first step to its last.
@@ -95,12 +111,105 @@ pub fn run(plan: Plan) -> Result<Exit> {
         }
         return Ok(Exit::Ok);
     }
+    if is_plain(&plan) {
+        return ask_plainly(&plan);
+    }
     let mut beating = Beating::start(plan)?;
     let exit = beating.serve()?;
-    // The lock goes with it.
-    drop(beating);
+    // The lock goes; all else ends with the process, threads that have nothing to do included.
+    drop(beating.lock.take());
+    std::mem::forget(beating);
     wrap::end_by_signal(exit);
     Ok(exit)
+}
+
+/// One question over one socket, where nothing can hang that the time limit is not kept for: no name, no
+/// path, no regular expression. It needs no loop, and no thread.
+fn is_plain(plan: &Plan) -> bool {
+    let plain = |endpoint: &Endpoint| match endpoint {
+        Endpoint::Localhost(_) | Endpoint::Literal(_) => true,
+        Endpoint::Unix(path) => path.starts_with(b"@"),
+        Endpoint::Name(..) => false,
+    };
+    let asks = match &*plan.checks {
+        [only] => match &only.kind {
+            Kind::Http(request) => {
+                request.body.is_none() && request.not_body.is_none() && plain(&request.endpoint)
+            }
+            Kind::Tcp(endpoint, _) => plain(endpoint),
+            Kind::Exec(_) | Kind::Process => false,
+        },
+        _ => false,
+    };
+    asks && plan.mode == Mode::Once
+        && plan.lock.is_none()
+        && plan.metrics.is_none()
+        && !plan.sd_notify
+}
+
+/// Asks it. Signals do what they do to a program that knows none of them, which is to end it; those that
+/// mean something to a loop have nothing to say to this.
+fn ask_plainly(plan: &Plan) -> Result<Exit> {
+    common::fds::ensure_standard()?;
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        mask.add(signal);
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).doing("block signals")?;
+    let limit = plan.times.timeout;
+    // Whatever happens: a process that hangs would be no answer at all.
+    let last = u32::try_from((limit + OVERDUE + AGAIN).as_secs()).unwrap_or(u32::MAX);
+    alarm::set(last.saturating_add(1));
+    let trust = match wish(plan) {
+        Some(wish) => load(&wish)?,
+        None => None,
+    };
+    let mut outcomes = Vec::new();
+    for check in &plan.checks {
+        let probe = probe(plan, check, &Resolver::default(), trust.as_ref());
+        if let Some(probe) = probe {
+            outcomes.push(probe.check(&Run::new(limit)));
+        }
+    }
+    for outcome in &mut outcomes {
+        slow(plan, outcome);
+    }
+    let mut voice = Voice::new(plan);
+    let exit = tell_once(plan, &mut voice, &outcomes);
+    voice.finish();
+    Ok(exit)
+}
+
+/// What a thread does for a check, if it has one.
+fn probe(
+    plan: &Plan,
+    check: &Check,
+    resolver: &Resolver,
+    trust: Option<&crate::http::Trust>,
+) -> Option<Probe> {
+    match &check.kind {
+        Kind::Http(request) => {
+            let trust = trust.filter(|_| request.url.tls).cloned();
+            let client = crate::http::Client::new((**request).clone(), resolver.clone(), trust);
+            Some(Probe::Http(Arc::new(client)))
+        }
+        Kind::Tcp(endpoint, dialogue) => Some(Probe::Tcp(Arc::new(Talk {
+            endpoint: endpoint.clone(),
+            family: plan.family,
+            dialogue: dialogue.clone(),
+            resolver: resolver.clone(),
+        }))),
+        Kind::Exec(_) | Kind::Process => None,
+    }
+}
+
+/// `--slow`: well, but too late.
+fn slow(plan: &Plan, outcome: &mut Outcome) {
+    if let (Verdict::Well, Some(slow)) = (&outcome.verdict, plan.slow) {
+        if outcome.latency > slow {
+            outcome.verdict = Verdict::Warning(format!("slower than {}", say(slow)));
+        }
+    }
 }
 
 /// The program while it watches.
@@ -111,8 +220,14 @@ struct Beating {
     signals: Signals,
     wake: Arc<EventFd>,
     probers: Vec<Option<Prober>>,
-    /// Those that trust certificates.
-    secured: Vec<Arc<crate::http::Client>>,
+    /// Reads certificates again.
+    renewer: Aside<(), std::result::Result<Option<crate::http::Trust>, String>>,
+    /// Reads the pid file.
+    seeker: Option<Seeker>,
+    /// The pid file, when it was read last, named the process that is held.
+    named: bool,
+    /// An action that waits for the pid file, until then.
+    asking: Option<(Task, Instant)>,
     execs: Vec<Option<Exec>>,
     processes: Processes,
     held: Option<Watched>,
@@ -149,7 +264,7 @@ struct Beating {
     settled: bool,
     metrics_said: bool,
     started: Instant,
-    _lock: Option<PidFile>,
+    lock: Option<PidFile>,
 }
 
 impl Beating {
@@ -169,37 +284,20 @@ impl Beating {
         let events = Loop::new()?;
         events.add(&signals, SIGNALS, Interest::Read)?;
         events.add(&*wake, PROBES, Interest::Read)?;
-        let trust = trust(&plan)?;
+        let trust = match wish(&plan) {
+            Some(wish) => load(&wish)?,
+            None => None,
+        };
         let resolver = Resolver::default();
         let mut probers = Vec::new();
-        let mut secured = Vec::new();
         for check in &plan.checks {
-            let probe = match &check.kind {
-                Kind::Http(request) => {
-                    let trust = if request.url.tls { trust.clone() } else { None };
-                    let client =
-                        crate::http::Client::new((**request).clone(), resolver.clone(), trust);
-                    let client = Arc::new(client);
-                    if request.url.tls {
-                        secured.push(client.clone());
-                    }
-                    Some(Probe::Http(client))
-                }
-                Kind::Tcp(endpoint, dialogue) => Some(Probe::Tcp {
-                    endpoint: endpoint.clone(),
-                    family: plan.family,
-                    dialogue: dialogue.clone(),
-                    timeout: plan.times.timeout,
-                    resolver: resolver.clone(),
-                }),
-                Kind::Exec(_) | Kind::Process => None,
-            };
-            probers.push(
-                probe
-                    .map(|probe| Prober::start(probe, wake.clone()))
-                    .transpose()?,
-            );
+            let probe = probe(&plan, check, &resolver, trust.as_ref());
+            probers.push(probe.map(|probe| Prober::new(probe, plan.times.timeout, wake.clone())));
         }
+        let seeker = match &plan.service {
+            Service::Named(Name::File(path)) => Some(Seeker::new(path.clone(), wake.clone())),
+            Service::Named(Name::Number(_)) | Service::Nobody | Service::Wrapped => None,
+        };
         let mut held = None;
         if let (Service::Named(name @ Name::Number(pid)), Mode::Watch) = (&plan.service, plan.mode)
         {
@@ -255,9 +353,12 @@ impl Beating {
             sample_at: None,
             events,
             signals,
+            renewer: Aside::new("trust", TRUST_STACK, wake.clone()),
             wake,
             probers,
-            secured,
+            seeker,
+            named: false,
+            asking: None,
             held,
             judge,
             schedule,
@@ -286,7 +387,7 @@ impl Beating {
             settled: false,
             metrics_said: false,
             started: now,
-            _lock: lock,
+            lock,
             plan,
         };
         beating.open_notify();
@@ -343,18 +444,32 @@ impl Beating {
         if let (Mode::Watch, Some(notify)) = (self.plan.mode, &self.notify) {
             let _ = notify.send("STOPPING=1", None);
         }
+        // The last file, which is the only one of --once, is to be written; a disk that hangs is not waited for.
+        let trouble = self
+            .metrics
+            .take()
+            .and_then(|metrics| metrics.finish(PATIENCE));
+        self.metrics_failed(trouble);
         self.voice.finish();
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let mut all: Vec<Instant> = Vec::with_capacity(6);
+        let mut all: Vec<Instant> = Vec::with_capacity(8);
         if self.over.is_none() {
             match &self.round {
-                Some(round) => all.extend(round.look_at),
+                Some(round) => {
+                    let overdue = round.overdue.map(|(at, _)| at);
+                    all.extend(
+                        [round.look_at, round.seek_until, overdue]
+                            .into_iter()
+                            .flatten(),
+                    );
+                }
                 None => all.push(self.schedule.next()),
             }
             all.extend(self.sample_at);
             all.extend(self.deadline);
+            all.extend(self.asking.as_ref().map(|(_, until)| *until));
         }
         all.extend(self.action.as_ref().map(|(action, _, _)| action.deadline()));
         all.extend(
@@ -417,6 +532,19 @@ impl Beating {
         {
             self.look_now(now);
         }
+        let until = self.round.as_ref().and_then(|round| round.seek_until);
+        if until.is_some_and(|at| at <= now) {
+            self.tired_of_seeking();
+            self.seek_is_over(now);
+        }
+        if self.asking.as_ref().is_some_and(|(_, until)| *until <= now) {
+            self.tired_of_seeking();
+            self.asked(now);
+        }
+        let overdue = self.round.as_ref().and_then(|round| round.overdue);
+        if let Some((at, again)) = overdue.filter(|(at, _)| *at <= now) {
+            self.on_overdue(at, again, now);
+        }
         if self.deadline.is_some_and(|at| at <= now) {
             return self.wait_is_over(now);
         }
@@ -474,6 +602,7 @@ impl Beating {
     /// Ends: at once, or when a running action has ended, which is asked to. Asked twice, it is killed.
     fn stop(&mut self, exit: Exit, now: Instant) {
         self.queue.clear();
+        self.asking = None;
         self.round = None;
         if let Some((action, _, _)) = &mut self.action {
             if self.stopping {
@@ -497,20 +626,33 @@ impl Beating {
     }
 
     fn reload(&mut self) {
-        if self.plan.service != Service::Wrapped {
-            self.service();
+        self.seek();
+        let Some(wish) = wish(&self.plan) else {
+            return self.voice.say(Level::Info, events::RELOADED, &[]);
+        };
+        if self.renewer.open() {
+            // Once more while it is done is once.
+            return;
         }
-        let trust = trust(&self.plan);
+        let asked = self.renewer.ask((), || {
+            Box::new(move |(), answer| answer(load(&wish).map_err(|why| why.to_string())))
+        });
+        if let Err(why) = asked {
+            self.reloaded(Err(format!("cannot start a thread: {}", describe(&why))));
+        }
+    }
+
+    fn reloaded(&mut self, trust: std::result::Result<Option<crate::http::Trust>, String>) {
         match trust {
-            Ok(None) => self.voice.say(Level::Info, events::RELOADED, &[]),
             Ok(trust) => {
-                for client in &self.secured {
-                    client.trust(trust.clone());
+                for prober in self.probers.iter().flatten() {
+                    if let Some(trust) = &trust {
+                        prober.trust(trust);
+                    }
                 }
                 self.voice.say(Level::Info, events::RELOADED, &[]);
             }
             Err(why) => {
-                let why = why.to_string();
                 self.voice
                     .say(Level::Warning, events::RELOADED, &[("error", why.into())]);
             }
@@ -578,12 +720,19 @@ impl Beating {
             outcomes: self.plan.checks.iter().map(|_| None).collect(),
             again,
             look_at: None,
+            seek_until: None,
+            overdue: self
+                .probers
+                .iter()
+                .any(Option::is_some)
+                .then(|| (now + self.plan.times.timeout + OVERDUE, false)),
         });
         for index in 0..self.plan.checks.len() {
             match &self.plan.checks[index].kind {
                 Kind::Http(_) | Kind::Tcp(..) => {
-                    if let Some(prober) = &self.probers[index] {
-                        prober.ask();
+                    let answer = self.probers[index].as_mut().and_then(Prober::ask);
+                    if let Some(outcome) = answer {
+                        self.answer(index, outcome, now);
                     }
                 }
                 Kind::Exec(_) => self.begin_exec(index, now),
@@ -595,20 +744,27 @@ impl Beating {
     fn on_answers(&mut self, now: Instant) {
         let _ = self.wake.read();
         for index in 0..self.probers.len() {
-            let answer = self.probers[index].as_ref().and_then(Prober::answer);
+            let answer = self.probers[index].as_mut().and_then(Prober::answer);
             if let Some(outcome) = answer {
                 self.answer(index, outcome, now);
             }
         }
+        if let Some(sought) = self.seeker.as_mut().and_then(Seeker::answer) {
+            self.on_sought(sought, now);
+        }
+        if let Some(trust) = self.renewer.answer() {
+            self.reloaded(trust);
+        }
         let trouble = self.metrics.as_ref().and_then(Writer::trouble);
-        if let (Some(why), false) = (trouble, self.metrics_said) {
-            // Once: it would be said at each check.
-            self.metrics_said = true;
-            let file = self
-                .plan
-                .metrics
-                .as_deref()
-                .unwrap_or(std::path::Path::new(""));
+        self.metrics_failed(trouble);
+    }
+
+    /// Said once: it would be at each check.
+    fn metrics_failed(&mut self, trouble: Option<String>) {
+        let (Some(why), Some(file)) = (trouble, &self.plan.metrics) else {
+            return;
+        };
+        if !std::mem::replace(&mut self.metrics_said, true) {
             let file = file.to_string_lossy().into_owned();
             self.voice.say(
                 Level::Warning,
@@ -618,12 +774,36 @@ impl Beating {
         }
     }
 
+    /// Who has not answered long after the time limit hangs, below all that keeps it.
+    fn on_overdue(&mut self, at: Instant, again: bool, now: Instant) {
+        let Some(round) = &mut self.round else { return };
+        if !again || now > at + AGAIN {
+            // We may have been stopped: only what has not answered although we run is late.
+            round.overdue = Some((now + AGAIN, true));
+            return;
+        }
+        round.overdue = None;
+        for index in 0..self.probers.len() {
+            let Some(prober) = &mut self.probers[index] else {
+                continue;
+            };
+            if let Some(outcome) = prober.give_up() {
+                let hung = prober.hung();
+                let target = self.plan.checks[index].target.clone();
+                self.voice.say(
+                    Level::Warning,
+                    events::CHECK_HANGS,
+                    &[("target", target.into()), ("count", hung.into())],
+                );
+                self.answer(index, outcome, now);
+            }
+        }
+    }
+
     fn answer(&mut self, index: usize, mut outcome: Outcome, now: Instant) {
         let is_process = matches!(self.plan.checks[index].kind, Kind::Process);
-        if let (Verdict::Well, Some(slow), false) = (&outcome.verdict, self.plan.slow, is_process) {
-            if outcome.latency > slow {
-                outcome.verdict = Verdict::Warning(format!("slower than {}", short(slow)));
-            }
+        if !is_process {
+            slow(&self.plan, &mut outcome);
         }
         let Some(round) = &mut self.round else { return };
         if let Some(place) = round.outcomes.get_mut(index) {
@@ -721,7 +901,7 @@ impl Beating {
             }
             if let Some(command) = self.plan.actions.ok.clone() {
                 // It is a sign of life, not a list: one that still runs is enough.
-                if self.action.is_none() {
+                if self.action.is_none() && self.asking.is_none() {
                     self.enqueue(
                         Why::Ok,
                         command.as_os_str(),
@@ -847,62 +1027,9 @@ impl Beating {
             self.tell_checks(&outcomes, Some(Ruling::Same { count: 0 }));
             return self.advance(now);
         }
-        if self.plan.format == crate::cli::Format::Nagios {
-            let (status, line) = nagios(&self.plan, &outcomes);
-            self.voice.print(&line);
-            self.over = Some(Exit::Code(status));
-            return;
-        }
-        for (check, outcome) in self.plan.checks.iter().zip(&outcomes) {
-            let target = check.target.as_str();
-            let took = Duration::from_micros(outcome.latency.as_micros() as u64);
-            let mut fields = vec![("target", target.into()), ("took", took.into())];
-            fields.extend(
-                outcome
-                    .status
-                    .map(|status| ("status", i64::from(status).into())),
-            );
-            fields.extend(
-                outcome
-                    .address
-                    .clone()
-                    .map(|address| ("address", address.into())),
-            );
-            match &outcome.verdict {
-                Verdict::Well => {
-                    let human = format!("ok   {}", good(target, outcome));
-                    self.voice
-                        .report(Level::Info, events::CHECK_PASSED, &fields, &human);
-                }
-                Verdict::Warning(why) => {
-                    fields.push(("error", why.as_str().into()));
-                    let human = format!("slow {}", good(target, outcome));
-                    self.voice
-                        .report(Level::Warning, events::CHECK_SLOW, &fields, &human);
-                }
-                Verdict::Failed(failure) => {
-                    fields.push(("reason", failure.reason.name().into()));
-                    fields.push(("error", failure.detail.as_str().into()));
-                    fields.extend(failure.pid.map(|pid| ("pid", pid.into())));
-                    let human = format!("fail {target} {}", failure.say());
-                    self.voice
-                        .report(Level::Warning, events::CHECK_FAILED, &fields, &human);
-                }
-                Verdict::Unknown(why) => {
-                    self.voice.say(
-                        Level::Error,
-                        events::CHECK_IMPOSSIBLE,
-                        &[("target", target.into()), ("error", why.as_str().into())],
-                    );
-                }
-            }
-        }
+        let exit = tell_once(&self.plan, &mut self.voice, &outcomes);
         self.write_metrics();
-        self.over = Some(match (failed, unknown) {
-            (Some(_), _) => Exit::No,
-            (None, Some(_)) => Exit::Fault,
-            (None, None) => Exit::Ok,
-        });
+        self.over = Some(exit);
     }
 
     fn wait_is_over(&mut self, now: Instant) {
@@ -1001,10 +1128,16 @@ impl Beating {
                 }
             }
             State::Slow => {
+                let mut fields = vec![("target", target.clone().into()), ("took", took.into())];
+                if let Some(Verdict::Warning(why)) =
+                    outcome.as_ref().map(|outcome| &outcome.verdict)
+                {
+                    fields.push(("error", why.as_str().into()));
+                }
                 self.voice.report(
                     Level::Warning,
                     events::SERVICE_SLOW,
-                    &[("target", target.clone().into()), ("took", took.into())],
+                    &fields,
                     &format!("SLOW {words}"),
                 );
                 if let Some(command) = self.plan.actions.slow.clone() {
@@ -1128,10 +1261,12 @@ impl Beating {
     }
 
     fn act(&mut self, now: Instant) {
-        if self
-            .action
-            .as_ref()
-            .is_some_and(|(_, task, _)| task.why != Why::Ok)
+        let asking = self.asking.as_ref().map(|(task, _)| task);
+        let runs = self.action.as_ref().map(|(_, task, _)| task);
+        if asking
+            .into_iter()
+            .chain(runs)
+            .any(|task| task.why != Why::Ok)
         {
             return self.hold("running", Duration::ZERO);
         }
@@ -1153,6 +1288,7 @@ impl Beating {
         if let Some((action, _, _)) = &mut self.action {
             action.cut_short(now);
         }
+        self.asking = None;
         self.limiter.begun(now);
         self.counters.action();
         self.healing = Some(Healing { attempt, cooldown });
@@ -1281,27 +1417,46 @@ impl Beating {
         });
     }
 
-    /// The process that an action is about, looked at anew.
-    fn pid_of(&mut self, task: &Task) -> Option<i32> {
-        match task.worker {
+    fn run_next(&mut self, now: Instant) {
+        while self.action.is_none() && self.asking.is_none() && !self.stopping {
+            let Some(task) = self.queue.pop() else { break };
+            // The process that an action is about is looked at anew.
+            if task.worker.is_none() && self.seek() {
+                self.asking = Some((task, now + PATIENCE));
+            } else {
+                self.run_task(task, now);
+            }
+        }
+        self.healed(now);
+    }
+
+    fn run_task(&mut self, task: Task, now: Instant) {
+        let pid = match task.worker {
             Some(pid) => self.processes.get(pid).map(Watched::pid),
             None => self.service(),
+        };
+        self.tell_run(&task, pid);
+        if let Why::Signal(signal) = task.why {
+            self.send(signal, pid, task.worker);
+        } else {
+            self.start_action(task, pid, now);
         }
     }
 
-    fn run_next(&mut self, now: Instant) {
-        while self.action.is_none() && !self.stopping {
-            let Some(task) = self.queue.pop() else { break };
-            let pid = self.pid_of(&task);
-            if let Why::Signal(signal) = task.why {
-                self.tell_run(&task, pid);
-                self.send(signal, pid, task.worker);
-            } else {
-                self.tell_run(&task, pid);
-                self.start_action(task, pid, now);
-            }
+    /// The pid file was read, or has been waited for long enough.
+    fn asked(&mut self, now: Instant) {
+        if let Some((task, _)) = self.asking.take() {
+            self.run_task(task, now);
+            self.run_next(now);
         }
-        if self.healing.is_some() && !self.queue.heals() {
+    }
+
+    fn healed(&mut self, now: Instant) {
+        let asking = self
+            .asking
+            .as_ref()
+            .is_some_and(|(task, _)| task.why.heals());
+        if self.healing.is_some() && !self.queue.heals() && !asking {
             let runs = self
                 .action
                 .as_ref()
@@ -1586,36 +1741,83 @@ impl Beating {
         }
     }
 
-    /// The service's pid, looked up anew; `None` when it is gone, and why stands in `gone`.
+    /// The service's pid, by what is known of it; `None` when it is gone, and why stands in `gone`.
     fn service(&mut self) -> Option<i32> {
-        let Service::Named(name) = &self.plan.service else {
-            return self.service_pid();
-        };
-        let name = name.clone();
-        match &name {
-            Name::Number(_) => {
+        match &self.plan.service {
+            Service::Named(name @ Name::Number(_)) => {
                 if self.held.is_none() {
-                    self.held = Watched::find(&name).map_err(|why| self.gone = why).ok();
+                    self.held = Watched::find(name).map_err(|why| self.gone = why).ok();
                 } else if self.held.as_ref().is_some_and(|held| !held.alive()) {
                     self.gone = format!("{name} has ended");
                 }
             }
-            Name::File(path) => {
-                let same = self.held.as_ref().is_some_and(|held| {
-                    held.alive() && pid_in(path).is_ok_and(|pid| pid == held.pid())
-                });
-                if !same {
-                    match Watched::find(&name) {
-                        Ok(found) => self.found(found),
-                        Err(why) => {
-                            self.gone = why;
-                            return None;
-                        }
-                    }
-                }
-            }
+            Service::Named(Name::File(_)) if !self.named => return None,
+            Service::Named(Name::File(_)) | Service::Nobody | Service::Wrapped => {}
         }
         self.service_pid()
+    }
+
+    /// Begins to read the pid file; true: it is worth waiting for that.
+    fn seek(&mut self) -> bool {
+        let held = self.held.as_ref().filter(|held| held.alive());
+        let pid = held.map(Watched::pid);
+        let Some(seeker) = &mut self.seeker else {
+            return false;
+        };
+        seeker.ask(pid);
+        seeker.waits()
+    }
+
+    fn on_sought(&mut self, sought: Sought, now: Instant) {
+        self.gone.clear();
+        self.named = true;
+        match sought {
+            Sought::Same => {}
+            Sought::Found(found) => self.found(found),
+            Sought::No(why) => {
+                self.gone = why;
+                self.named = false;
+            }
+        }
+        self.seek_is_over(now);
+        self.asked(now);
+    }
+
+    /// The pid file is not read in time: it is gone by what it said last.
+    fn tired_of_seeking(&mut self) {
+        if !self.seeker.as_mut().is_some_and(Seeker::tired) {
+            return;
+        }
+        let Service::Named(name) = &self.plan.service else {
+            return;
+        };
+        let file = name.to_string();
+        if self.held.is_none() {
+            self.gone = format!("{file}: it is not read in time");
+        }
+        self.voice.say(
+            Level::Warning,
+            events::PID_FILE_HANGS,
+            &[("file", file.into())],
+        );
+    }
+
+    fn process_check(&self) -> Option<usize> {
+        self.plan
+            .checks
+            .iter()
+            .position(|check| matches!(check.kind, Kind::Process))
+    }
+
+    /// A check that waited for the pid file goes on.
+    fn seek_is_over(&mut self, now: Instant) {
+        let waited = self
+            .round
+            .as_mut()
+            .and_then(|round| round.seek_until.take());
+        if let (Some(_), Some(index)) = (waited, self.process_check()) {
+            self.go_on_looking(index, now);
+        }
     }
 
     fn found(&mut self, found: Watched) {
@@ -1634,6 +1836,16 @@ impl Beating {
     }
 
     fn begin_look(&mut self, index: usize, now: Instant) {
+        if self.seek() {
+            if let Some(round) = &mut self.round {
+                round.seek_until = Some(now + self.plan.times.timeout);
+                return;
+            }
+        }
+        self.go_on_looking(index, now);
+    }
+
+    fn go_on_looking(&mut self, index: usize, now: Instant) {
         let window = self.plan.process.window();
         if let (true, Some(window)) = (self.plan.mode != Mode::Watch, window) {
             // Two looks, and as much time between them.
@@ -1653,12 +1865,7 @@ impl Beating {
             round.look_at = None;
         }
         let outcome = self.look(now);
-        let process = self
-            .plan
-            .checks
-            .iter()
-            .position(|check| matches!(check.kind, Kind::Process));
-        if let Some(index) = process {
+        if let Some(index) = self.process_check() {
             self.answer(index, outcome, now);
         }
     }
@@ -1784,6 +1991,64 @@ impl Beating {
     }
 }
 
+/// The answer to `--once` and `--wait`, and its status.
+fn tell_once(plan: &Plan, voice: &mut Voice, outcomes: &[Outcome]) -> Exit {
+    let unknown = outcomes
+        .iter()
+        .any(|outcome| matches!(outcome.verdict, Verdict::Unknown(_)));
+    if plan.format == crate::cli::Format::Nagios {
+        let (status, line) = nagios(plan, outcomes);
+        voice.print(&line);
+        return Exit::Code(status);
+    }
+    for (check, outcome) in plan.checks.iter().zip(outcomes) {
+        let target = check.target.as_str();
+        let took = Duration::from_micros(outcome.latency.as_micros() as u64);
+        let mut fields = vec![("target", target.into()), ("took", took.into())];
+        fields.extend(
+            outcome
+                .status
+                .map(|status| ("status", i64::from(status).into())),
+        );
+        fields.extend(
+            outcome
+                .address
+                .clone()
+                .map(|address| ("address", address.into())),
+        );
+        match &outcome.verdict {
+            Verdict::Well => {
+                let human = format!("ok   {}", good(target, outcome));
+                voice.report(Level::Info, events::CHECK_PASSED, &fields, &human);
+            }
+            Verdict::Warning(why) => {
+                fields.push(("error", why.as_str().into()));
+                let human = format!("slow {}", good(target, outcome));
+                voice.report(Level::Warning, events::CHECK_SLOW, &fields, &human);
+            }
+            Verdict::Failed(failure) => {
+                fields.push(("reason", failure.reason.name().into()));
+                fields.push(("error", failure.detail.as_str().into()));
+                fields.extend(failure.pid.map(|pid| ("pid", pid.into())));
+                let human = format!("fail {target} {}", failure.say());
+                voice.report(Level::Warning, events::CHECK_FAILED, &fields, &human);
+            }
+            Verdict::Unknown(why) => {
+                voice.say(
+                    Level::Error,
+                    events::CHECK_IMPOSSIBLE,
+                    &[("target", target.into()), ("error", why.as_str().into())],
+                );
+            }
+        }
+    }
+    match (worst(outcomes), unknown) {
+        (Some(_), _) => Exit::No,
+        (None, true) => Exit::Fault,
+        (None, false) => Exit::Ok,
+    }
+}
+
 /// The failure that counts: one that is about the service comes before one that is about ourselves, and
 /// one that names a worker before all others.
 fn worst(outcomes: &[Outcome]) -> Option<(usize, Failure)> {
@@ -1808,16 +2073,24 @@ fn rounded(length: Duration) -> Duration {
 }
 
 #[cfg(feature = "tls")]
-fn trust(plan: &Plan) -> Result<Option<crate::http::Trust>> {
-    match &plan.trust {
-        None => Ok(None),
-        Some(wish) => Ok(Some(Arc::new(crate::tls::Trust::load(wish)?))),
-    }
+fn wish(plan: &Plan) -> Option<crate::tls::Wish> {
+    plan.trust.clone()
+}
+
+#[cfg(feature = "tls")]
+fn load(wish: &crate::tls::Wish) -> Result<Option<crate::http::Trust>> {
+    Ok(Some(Arc::new(crate::tls::Trust::load(wish)?)))
+}
+
+/// Without the feature there is nobody to trust.
+#[cfg(not(feature = "tls"))]
+fn wish(_: &Plan) -> Option<()> {
+    None
 }
 
 #[cfg(not(feature = "tls"))]
 #[allow(clippy::unnecessary_wraps)]
-fn trust(_: &Plan) -> Result<Option<crate::http::Trust>> {
+fn load(_: &()) -> Result<Option<crate::http::Trust>> {
     Ok(None)
 }
 

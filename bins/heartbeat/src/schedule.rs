@@ -53,9 +53,6 @@ impl Schedule {
         // Tick by tick, so that the count of them stays small for as long as we run.
         self.base = tick - self.interval;
         self.next = tick + interval.mul_f64(f64::from(self.jitter) / 100.0 * share(random));
-        if self.next <= now {
-            self.next = tick;
-        }
     }
 
     /// It is asked for now; the ticks stay where they are.
@@ -119,6 +116,7 @@ mod tests {
         // Edge case 46: however long the interval is, the first check comes within five seconds.
         assert!(Schedule::new(start, SECOND * 600, 10, u64::MAX).next() <= start + FIRST);
         let base = schedule.next();
+        let mut later = 0;
         for tick in 1..100 {
             let nominal = base + SECOND * tick;
             schedule.advance(
@@ -127,6 +125,32 @@ mod tests {
                 crate::schedule::tests::odd(tick),
             );
             assert!(schedule.next() >= nominal && schedule.next() <= nominal + SECOND / 10);
+            later += u32::from(schedule.next() > nominal + SECOND / 20);
+        }
+        assert!((20..80).contains(&later), "{later} of 99");
+        // Without jitter nothing is random.
+        assert_eq!(Schedule::new(start, SECOND, 0, u64::MAX).next(), start);
+    }
+
+    #[test]
+    fn the_ticks_are_counted_from_the_first_check() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(start, SECOND, 10, u64::MAX / 2);
+        let first = schedule.next();
+        schedule.advance(first, SECOND, 0);
+        assert_eq!(schedule.next(), first + SECOND);
+    }
+
+    #[test]
+    fn years_of_short_intervals() {
+        let interval = Duration::from_millis(10);
+        let mut now = Instant::now();
+        let mut schedule = Schedule::new(now, interval, 0, 0);
+        // More ticks than 32 bits hold.
+        for _ in 0..4 {
+            now += SECOND * 300 * 86_400;
+            schedule.advance(now, interval, 0);
+            assert!(schedule.next() > now && schedule.next() <= now + interval);
         }
     }
 
@@ -140,6 +164,8 @@ mod tests {
         let mut schedule = Schedule::new(start, SECOND, 0, 0);
         schedule.advance(start, SECOND, 0);
         schedule.hurry(start + SECOND / 2);
+        assert_eq!(schedule.next(), start + SECOND / 2);
+        schedule.hurry(start + SECOND * 3 / 4);
         assert_eq!(schedule.next(), start + SECOND / 2);
         schedule.advance(start + SECOND / 2, SECOND, 0);
         assert_eq!(schedule.next(), start + SECOND);

@@ -379,6 +379,7 @@ fn time(tag: u8, text: &[u8]) -> Option<Duration> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn times_of_certificates() {
@@ -415,6 +416,76 @@ mod tests {
         assert_eq!(not_after(der), Some(Duration::from_secs(1_798_761_599)));
         for cut in 0..der.len() - 1 {
             let _ = not_after(&der[..cut]);
+        }
+    }
+
+    /// An element of DER, its length written as shortly as it can be.
+    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+        let length = content.len();
+        let mut out = vec![tag];
+        if length < 0x80 {
+            out.push(length as u8);
+        } else {
+            let digits = length.to_be_bytes();
+            let digits: Vec<u8> = digits.into_iter().skip_while(|digit| *digit == 0).collect();
+            out.push(0x80 | digits.len() as u8);
+            out.extend(digits);
+        }
+        out.extend(content);
+        out
+    }
+
+    fn certificate(version: bool, filling: &[u8], end: (u8, &str)) -> Vec<u8> {
+        let mut parts = Vec::new();
+        if version {
+            parts.extend(der(0xa0, &der(2, &[2])));
+        }
+        // Serial number, signature, issuer: whatever stands in them.
+        for tag in [2, 0x30, 0x30] {
+            parts.extend(der(tag, filling));
+        }
+        let begin = der(0x17, b"700101000000Z");
+        parts.extend(der(0x30, &[begin, der(end.0, end.1.as_bytes())].concat()));
+        parts.extend(der(0x30, filling));
+        der(0x30, &[der(0x30, &parts), der(0x30, filling)].concat())
+    }
+
+    proptest! {
+        #[test]
+        fn its_end_is_found(seconds in 0u64..253_402_300_800, version in any::<bool>(), filling in prop::collection::vec(any::<u8>(), 0..300)) {
+            let end = Duration::from_secs(seconds);
+            let digits: String = common::event::rfc3339(end)
+                .split('.').next().unwrap()
+                .chars().filter(char::is_ascii_digit).collect();
+            let general = certificate(version, &filling, (0x18, &format!("{digits}Z")));
+            assert_eq!(not_after(&general), Some(end));
+            let utc = certificate(version, &filling, (0x17, &format!("{}Z", &digits[2..])));
+            if seconds < 2_524_608_000 {
+                // Until 2049.
+                assert_eq!(not_after(&utc), Some(end));
+            }
+        }
+
+        #[test]
+        fn bytes_are_never_worse_than_no_certificate(
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+            filling in prop::collection::vec(any::<u8>(), 0..200),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<prop::sample::Index>(),
+            text in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let _ = not_after(&bytes);
+            let mut der = certificate(true, &filling, (0x17, "261231235959Z"));
+            for (at, byte) in changes {
+                let at = at.index(der.len());
+                der[at] = byte;
+            }
+            let _ = not_after(&der);
+            der.truncate(cut.index(der.len() + 1));
+            let _ = not_after(&der);
+            for tag in [0x17, 0x18] {
+                let _ = time(tag, &text);
+            }
         }
     }
 }

@@ -231,6 +231,7 @@ pub fn unescape(text: &str) -> Result<Vec<u8>, String> {
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn urls() {
@@ -290,6 +291,68 @@ mod tests {
         assert_eq!(unescape("PING\\r\\n\\x41\\\\").unwrap(), b"PING\r\nA\\");
         for text in ["\\", "\\q", "\\x4", "\\xzz"] {
             assert!(unescape(text).unwrap_err().contains("would do"));
+        }
+    }
+
+    /// Near enough to a URL to get past the first question.
+    const NEAR: &str = "(http|HTTPS|https|ftp|)(://|:/|)[a-z0-9.:@\\[\\]_-]{0,12}(:[0-9+]{0,6})?(/|\\?|#|)[ -~\u{e4}]{0,12}";
+
+    /// What was read can be read again, is the same, and is the same to the library: in one that it reads
+    /// otherwise (a port above 65535 is 80 to it) something else would be asked than was said.
+    fn stands(url: &Url) {
+        let text = url.text();
+        assert_eq!(Url::parse(&text).as_ref(), Ok(url));
+        let theirs: ureq::http::Uri = text.parse().unwrap();
+        assert_eq!(
+            theirs.scheme_str(),
+            Some(if url.tls { "https" } else { "http" })
+        );
+        assert_eq!(
+            theirs.host().map(|host| host.trim_matches(['[', ']'])),
+            Some(&*url.host)
+        );
+        let usual = if url.tls { 443 } else { 80 };
+        assert_eq!(theirs.port_u16().unwrap_or(usual), url.port);
+        assert_eq!(
+            theirs.path_and_query().map(|path| path.as_str()),
+            Some(&*url.path)
+        );
+        assert!(url.path.starts_with('/') && url.path.bytes().all(|byte| byte.is_ascii_graphic()));
+        let _ = Endpoint::new(&url.host, url.port);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_typed_is_a_url_or_is_refused(text in "\\PC{0,40}", near in NEAR) {
+            for text in [text, near] {
+                match Url::parse(&text) {
+                    Ok(url) => stands(&url),
+                    Err(why) => assert!(why.contains("would do"), "{why}"),
+                }
+                let _ = check_path(&text);
+            }
+        }
+
+        #[test]
+        fn a_location_leads_to_a_url_or_nowhere(location in "\\PC{0,30}", near in NEAR) {
+            let from = Url::parse("http://a.example:8080/x/y?z").unwrap();
+            for location in [location, near] {
+                if let Ok(url) = from.join(&location) {
+                    stands(&url);
+                }
+            }
+        }
+
+        #[test]
+        fn bytes_come_back_from_their_escapes(bytes in prop::collection::vec(any::<u8>(), 0..40), text in "\\PC{0,20}", near in "(\\\\[rnt0x\\\\a-f]?[0-9a-f\u{e4}]{0,2}){0,8}") {
+            let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            assert_eq!(unescape(&escaped).unwrap(), bytes);
+            for text in [text, near] {
+                match unescape(&text) {
+                    Ok(bytes) => assert!(text.contains('\\') || bytes == text.as_bytes()),
+                    Err(why) => assert!(why.contains("would do")),
+                }
+            }
         }
     }
 }

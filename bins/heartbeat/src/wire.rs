@@ -2,7 +2,7 @@
 
 use crate::outcome::{Failure, Reason, short, shown};
 use crate::url::Endpoint;
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockopt, shutdown,
     socket, sockopt,
@@ -114,6 +114,15 @@ impl Run {
         }
     }
 
+    /// The same one, for the thread that makes the check: its time begins now.
+    #[must_use]
+    pub fn begun(run: Run) -> Run {
+        Run {
+            start: Instant::now(),
+            ..run
+        }
+    }
+
     /// Its facts.
     pub fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -131,21 +140,40 @@ impl Run {
     #[must_use]
     pub fn timed_out(&self) -> Failure {
         let elapsed = self.start.elapsed();
-        let facts = self.facts();
-        let phase = match facts.phase {
-            Phase::Name => "the name is still looked up".to_owned(),
-            Phase::Connect => "no connection".to_owned(),
-            Phase::Tls => "connected, no TLS".to_owned(),
-            Phase::Silent => "connected, no reply".to_owned(),
-            Phase::Head => format!("{} bytes, no whole reply", facts.received),
-            Phase::Body => format!("{} bytes, the reply goes on", facts.received),
-        };
+        let phase = self.phase();
         let mut failure = Failure::new(
             Reason::Timeout,
             format!("after {} ({phase})", short(self.limit)),
         );
         failure.late = elapsed > self.limit + LATE;
         failure
+    }
+
+    /// How far it has got, in words.
+    #[must_use]
+    pub fn phase(&self) -> String {
+        // Asked by the loop too, which must not wait for a thread that hangs.
+        let Ok(facts) = self.facts.try_lock() else {
+            return "nobody knows where".to_owned();
+        };
+        match facts.phase {
+            Phase::Name => "the name is still looked up".to_owned(),
+            Phase::Connect => "no connection".to_owned(),
+            Phase::Tls => "connected, no TLS".to_owned(),
+            Phase::Silent => "connected, no reply".to_owned(),
+            Phase::Head => format!("{} bytes, no whole reply", facts.received),
+            Phase::Body => format!("{} bytes, the reply goes on", facts.received),
+        }
+    }
+
+    /// The time limit has passed by far, and whoever makes the check has not come back.
+    #[must_use]
+    pub fn hangs(&self) -> Failure {
+        let phase = self.phase();
+        Failure::new(
+            Reason::Timeout,
+            format!("after {} ({phase}; its thread hangs)", short(self.limit)),
+        )
     }
 
     /// Keeps the first failure, and makes an I/O error of it, which the layers above pass on.
@@ -169,14 +197,23 @@ impl Run {
 
     /// Waits for one of the descriptors, or `pause`, within the limit. True: one is ready.
     fn wait(&self, fds: &mut [PollFd<'_>], pause: Option<Duration>) -> io::Result<bool> {
+        let until = pause.map(|pause| Instant::now() + pause);
         loop {
             let Some(left) = self.left() else {
                 return Err(self.fail_timeout());
             };
-            // Not rounded up: what comes after the limit has not come in time.
+            let pause = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if pause.is_some_and(|pause| pause.is_zero()) {
+                return Ok(false);
+            }
+            // Not rounded up: what comes after the limit has not come in time. ppoll(2), which is finer,
+            // begins anew with what was left when the process was stopped; poll(2) knows its end.
             let time = pause.map_or(left, |pause| pause.min(left));
-            match ppoll(fds, Some(TimeSpec::from_duration(time)), None) {
-                Ok(0) if pause.is_some_and(|pause| pause < left) => return Ok(false),
+            let ready = match i32::try_from(time.as_millis()).unwrap_or(i32::MAX) {
+                0 => ppoll(fds, Some(TimeSpec::from_duration(time)), None),
+                ms => poll(fds, PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)),
+            };
+            match ready {
                 Ok(0) | Err(nix::Error::EINTR) => {}
                 Ok(_) => return Ok(true),
                 Err(why) => return Err(self.fail_ours("wait for a socket", why)),
@@ -551,9 +588,15 @@ fn begin(address: &SocketAddr) -> nix::Result<(OwnedFd, bool)> {
     let fd = socket(family, SockType::Stream, FLAGS, None)?;
     // A request is one write: nothing to be gathered for.
     let _ = nix::sys::socket::setsockopt(&fd, sockopt::TcpNoDelay, &true);
-    match connect(fd.as_raw_fd(), &SockaddrStorage::from(*address)) {
+    let to = SockaddrStorage::from(*address);
+    let mut done = connect(fd.as_raw_fd(), &to);
+    if done == Err(nix::Error::EINPROGRESS) && address.ip().is_loopback() {
+        // This host has answered itself by now, and says so when it is asked again.
+        done = connect(fd.as_raw_fd(), &to);
+    }
+    match done {
         Ok(()) => Ok((fd, true)),
-        Err(nix::Error::EINPROGRESS | nix::Error::EINTR) => Ok((fd, false)),
+        Err(nix::Error::EINPROGRESS | nix::Error::EALREADY | nix::Error::EINTR) => Ok((fd, false)),
         Err(why) => Err(why),
     }
 }

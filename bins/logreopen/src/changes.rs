@@ -36,6 +36,10 @@ impl Pumping {
 
     fn change_all(&mut self, client: Option<u64>, rotate: bool, now: Instant) {
         let mut open = Vec::new();
+        for index in 0..self.streams.len() {
+            self.take_back(index, now);
+            self.arm(index);
+        }
         for index in 0..self.files {
             let inside: Vec<usize> = (0..self.streams.len())
                 .filter(|number| {
@@ -142,7 +146,8 @@ impl Pumping {
         // Something may have been written: who was held may go on.
         for number in 0..self.streams.len() {
             let stream = &self.streams[number];
-            if stream.output == index && stream.held.is_some() && !stream.ended {
+            let back = stream.lent.is_some() && self.outputs[index].shared.has_given_back();
+            if stream.output == index && (stream.held.is_some() || back) && !stream.ended {
                 self.on_stream(number, now);
             }
         }

@@ -6,6 +6,7 @@ mod cli;
 mod control;
 mod cut;
 mod events;
+mod feed;
 mod follow;
 mod place;
 mod plan;

@@ -14,6 +14,9 @@ const GRACE: Duration = Duration::from_millis(10);
 /// pauses a writer for 200 ms at a time (MAX_PAUSE of mm/page-writeback.c), and now and then more than once.
 const SLOW: Duration = Duration::from_secs(1);
 
+/// What is written in a few milliseconds, in bytes.
+const SOON: usize = 4 << 20;
+
 /// What was dropped, in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
@@ -189,6 +192,17 @@ impl Queue {
         gap.until = wall;
         self.lost.0 += lines;
         self.lost.1 += bytes.len() as u64;
+    }
+
+    /// Whether the writer may read on by itself when it has written what is here: soon, and nothing was dropped.
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        self.held <= SOON.min(self.limit / 2) && self.full == Full::No && self.gap.is_none()
+    }
+
+    /// The writer has read so many bytes itself.
+    pub fn passed_by(&mut self, bytes: usize) {
+        self.held += bytes;
     }
 
     fn push(&mut self, run: Run) -> Option<Buffer> {

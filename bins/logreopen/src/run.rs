@@ -3,6 +3,7 @@
 use crate::changes::Asker;
 use crate::cut::{Cut, PATIENCE};
 use crate::events;
+use crate::feed::{MUCH, WATCH};
 use crate::plan::Plan;
 use crate::queue::Room;
 use crate::shared::{Report, Shared};
@@ -247,6 +248,7 @@ impl Pumping {
             all.extend(stream.pause);
             all.extend(stream.held.flatten());
             all.extend(stream.show);
+            all.extend(stream.lent);
             if stream.always && stream.held.is_none() {
                 all.push(Instant::now());
             }
@@ -275,6 +277,10 @@ impl Pumping {
                 continue;
             }
             let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+            if due(stream.lent) {
+                self.look_on(index, now);
+                continue;
+            }
             let read = due(stream.pause)
                 || due(stream.held.flatten())
                 || (stream.always && stream.held.is_none());
@@ -457,6 +463,7 @@ impl Pumping {
 
     /// Reads a stream until it is empty for now, or has had its turn.
     pub(crate) fn on_stream(&mut self, index: usize, now: Instant) {
+        self.take_back(index, now);
         let (mut total, mut waiting) = (0, 0);
         for _ in 0..TURN {
             if self.streams[index].ended || !self.has_room(index, now) {
@@ -513,8 +520,64 @@ impl Pumping {
                 self.streams[index].pause = None;
                 self.cut_if_due(output, now);
             }
+            if alone && total >= self.streams[index].size() / MUCH {
+                self.lend(index, now);
+            }
         }
         self.arm(index);
+    }
+
+    /// Much comes: the writer reads the stream itself from now on, if nothing has to be seen to on the way.
+    fn lend(&mut self, index: usize, now: Instant) {
+        let stream = &mut self.streams[index];
+        let output = &self.outputs[stream.output];
+        if stream.ended
+            || stream.tee.is_some()
+            || self.plan.head.is_some()
+            || self.phase != Phase::Running
+            || output.cut.is_wanted()
+            || output.inside.is_some()
+        {
+            return;
+        }
+        let mut inner = output.shared.lock();
+        if inner.stats.trouble.is_some() || !inner.queue.is_calm() {
+            return;
+        }
+        inner.feed = stream.lend();
+        if inner.feed.is_some() {
+            stream.lent = Some(now + WATCH);
+            stream.pause = None;
+            stream.show = None;
+            output.shared.wake(inner);
+        }
+    }
+
+    /// The writer reads a stream: it goes on as long as it does not hang.
+    fn look_on(&mut self, index: usize, now: Instant) {
+        let stream = &mut self.streams[index];
+        stream.lent = Some(now + WATCH);
+        let inner = self.outputs[stream.output].shared.lock();
+        let hangs = inner.away.is_some_and(|since| since + WATCH <= now);
+        drop(inner);
+        if hangs {
+            self.on_stream(index, now);
+        }
+    }
+
+    /// The stream is read by the loop again.
+    pub(crate) fn take_back(&mut self, index: usize, now: Instant) {
+        let stream = &mut self.streams[index];
+        if stream.lent.is_none() {
+            return;
+        }
+        let output = &mut self.outputs[stream.output];
+        if let Some(feed) = output.shared.lock().feed.take() {
+            stream.take_back(feed);
+        }
+        output.inside = stream.pump.inside().then_some((index, now));
+        stream.show = (!stream.pump.tail().is_empty()).then(|| now + SHOWN);
+        self.idle_at = Some(now + IDLE);
     }
 
     /// The output takes more, and no other stream is in the middle of a line there.
@@ -629,6 +692,7 @@ impl Pumping {
     }
 
     fn end_stream(&mut self, index: usize, now: Instant) {
+        self.take_back(index, now);
         let stream = &mut self.streams[index];
         if stream.ended {
             return;
@@ -651,14 +715,16 @@ impl Pumping {
         self.cut_if_due(output, now);
     }
 
-    fn arm(&mut self, index: usize) {
+    pub(crate) fn arm(&mut self, index: usize) {
         let stream = &mut self.streams[index];
         if stream.ended || stream.always {
             return;
         }
         let token = STREAM + index as u64;
-        // Taken out while its output takes nothing: that its writers are gone would be said all the time.
-        match (stream.held.is_none(), stream.registered) {
+        let ours = stream.held.is_none() && stream.lent.is_none();
+        // Taken out while its output takes nothing, or reads it itself: that its writers are gone would be said
+        // all the time.
+        match (ours, stream.registered) {
             (true, false) => {
                 stream.registered = self.events.add(&*stream, token, Interest::Read).is_ok();
             }

@@ -1,6 +1,7 @@
 //! What the loop and a file's writer have in common: the queue between them, what the one asks, and what the
 //! other reports.
 
+use crate::feed::Feed;
 use crate::queue::{Gap, Queue, Room};
 use common::lines::Buffer;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -110,6 +111,10 @@ pub struct Inner {
     pub idle: bool,
     /// The writer's thread.
     pub thread: i32,
+    /// The stream that the writer reads itself.
+    pub feed: Option<Feed>,
+    /// Since when the writer does something that may hang.
+    pub away: Option<Instant>,
 }
 
 impl Inner {
@@ -162,6 +167,8 @@ impl Shared {
                 reports: Vec::new(),
                 idle: false,
                 thread: 0,
+                feed: None,
+                away: None,
             }),
             waiting: Condvar::new(),
             told: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
@@ -196,6 +203,11 @@ impl Shared {
             inner.look = true;
             self.wake(inner);
         }
+    }
+
+    /// The writer has read the stream for long enough.
+    pub fn has_given_back(&self) -> bool {
+        self.lock().feed.as_ref().is_some_and(Feed::is_over)
     }
 
     /// Something for the loop.

@@ -1,10 +1,12 @@
 //! What is read: the command's stdout or stderr, or our own stdin.
 
+use crate::feed::Feed;
 use common::lines::{Pace, Pool, Pump, Run};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What is wanted of a pipe, and the most that the kernel grants to everybody
@@ -21,7 +23,7 @@ pub const SHOWN: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 enum Source {
-    Owned(OwnedFd),
+    Owned(Arc<OwnedFd>),
     /// Our stdin, whose open file description others may have too: not to be made non-blocking.
     Stdin,
 }
@@ -52,6 +54,8 @@ pub struct Stream {
     pub held: Option<Option<Instant>>,
     /// The beginning of a line is shown then.
     pub show: Option<Instant>,
+    /// The writer reads it itself; it is to be looked at then, whether it still does.
+    pub lent: Option<Instant>,
     /// It has come to its end.
     pub ended: bool,
 }
@@ -71,7 +75,14 @@ impl Stream {
     /// The read end of a pipe that is ours.
     pub fn pipe(fd: OwnedFd, output: usize, number: usize) -> Stream {
         let size = common::sys::pipe_size(fd.as_fd()).unwrap_or(PIPE);
-        Stream::new(Source::Owned(fd), false, false, size, output, number)
+        Stream::new(
+            Source::Owned(Arc::new(fd)),
+            false,
+            false,
+            size,
+            output,
+            number,
+        )
     }
 
     /// Our stdin.
@@ -91,7 +102,7 @@ impl Stream {
         let size = common::sys::pipe_size(fd).unwrap_or(64 << 10);
         let always = kind == common::output::Kind::File;
         match own {
-            Some(own) => Stream::new(Source::Owned(own), false, always, size, output, 0),
+            Some(own) => Stream::new(Source::Owned(Arc::new(own)), false, always, size, output, 0),
             None => {
                 let already = fcntl(fd, FcntlArg::F_GETFL)
                     .is_ok_and(|flags| OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK));
@@ -122,6 +133,7 @@ impl Stream {
             pause: None,
             held: None,
             show: None,
+            lent: None,
             ended: false,
         }
     }
@@ -168,6 +180,23 @@ impl Stream {
             Ok(count) if emptied => Turn::Empty(count),
             Ok(count) => Turn::More(count),
         }
+    }
+
+    /// For the writer, with all that has been read of an unfinished line; `None`: it cannot be lent.
+    pub fn lend(&mut self) -> Option<Feed> {
+        match &self.source {
+            Source::Owned(fd) if !self.always => {
+                let pump = std::mem::replace(&mut self.pump, Pump::new(LONGEST));
+                Some(Feed::new(Arc::clone(fd), pump, self.pace, self.size))
+            }
+            Source::Owned(_) | Source::Stdin => None,
+        }
+    }
+
+    /// Back from the writer.
+    pub fn take_back(&mut self, feed: Feed) {
+        self.lent = None;
+        (self.pump, self.pace) = feed.into_parts();
     }
 
     /// After a turn that brought `got` bytes and left nothing.

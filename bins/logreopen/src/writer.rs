@@ -2,6 +2,7 @@
 //! lines out of a queue, and reports what the loop should know.
 
 use crate::cli::Fsync;
+use crate::feed::Fed;
 use crate::follow::{Act, Follow, Seen};
 use crate::place::{Lock, Opened, Place, explain};
 use crate::queue::{Gap, Item};
@@ -213,30 +214,34 @@ impl Writer {
     fn next(&mut self) -> Todo {
         let shared = Arc::clone(&self.shared);
         let mut inner = shared.lock();
+        inner.away = None;
+        let mut now = Instant::now();
         if let Some(finished) = self.finished.take() {
             if finished.counted {
-                inner.queue.written(finished.done, Instant::now());
+                inner.queue.written(finished.done, now);
             }
-            if inner.spare.len() < SPARE {
+            if let Some(feed) = &mut inner.feed {
+                feed.give(finished.run.buffer);
+            } else if inner.spare.len() < SPARE {
                 inner.spare.push(finished.run.buffer);
             }
             if std::mem::replace(&mut inner.tell, false) {
                 shared.tell();
             }
         }
-        loop {
-            let now = Instant::now();
+        let todo = loop {
             if std::mem::replace(&mut inner.look, false) || self.look_at.is_some_and(|at| at <= now)
             {
-                return Todo::Look;
+                break Todo::Look;
             }
             if self
                 .wanted
                 .as_ref()
                 .is_some_and(|wanted| wanted.retry <= now)
             {
-                return Todo::Reopen;
+                break Todo::Reopen;
             }
+            let mut pause = None;
             let stuck = self.sink.is_none()
                 || self.nameless
                 || self
@@ -245,10 +250,11 @@ impl Writer {
                     .is_some_and(|trouble| trouble.retry > now);
             if stuck {
                 if let Some(change) = inner.queue.pop_change() {
-                    return Todo::Change(change);
+                    break Todo::Change(change);
                 }
+                self.give_back(&mut inner);
             } else if self.current.is_some() {
-                return Todo::Write;
+                break Todo::Write;
             } else {
                 match inner.queue.pop() {
                     Some(Item::Run(run)) => {
@@ -257,29 +263,47 @@ impl Writer {
                             done: 0,
                             counted: true,
                         });
-                        return Todo::Write;
+                        break Todo::Write;
                     }
                     Some(Item::Gap(gap)) => {
                         self.shared_report(&mut inner, Report::Lost(gap));
                         self.current = self.note(gap);
                         if self.current.is_some() {
-                            return Todo::Write;
+                            break Todo::Write;
                         }
                         continue;
                     }
-                    Some(change) => return Todo::Change(change),
-                    None if inner.end => return Todo::End,
-                    None => {}
+                    Some(change) => break Todo::Change(change),
+                    None if inner.end => break Todo::End,
+                    None => match inner.feed.as_mut().map(|feed| feed.read(now)) {
+                        Some(Fed::Lines(run)) => {
+                            inner.queue.passed_by(run.buffer.filled().len());
+                            self.current = Some(Current {
+                                run,
+                                done: 0,
+                                counted: true,
+                            });
+                            break Todo::Write;
+                        }
+                        Some(Fed::Part) => {
+                            now = Instant::now();
+                            continue;
+                        }
+                        Some(Fed::Wait(until)) => pause = Some(until),
+                        Some(Fed::Over) => shared.tell(),
+                        None => {}
+                    },
                 }
             }
             if self.sync_at.is_some_and(|at| at <= now) {
-                return Todo::Sync;
+                break Todo::Sync;
             }
             let deadlines = [
                 self.look_at,
                 self.sync_at,
                 self.wanted.as_ref().map(|wanted| wanted.retry),
                 self.trouble.as_ref().map(|trouble| trouble.retry),
+                pause,
             ];
             inner.idle = true;
             inner = match deadlines.into_iter().flatten().min() {
@@ -297,6 +321,17 @@ impl Writer {
                 }
             };
             inner.idle = false;
+            now = Instant::now();
+        };
+        inner.away = Some(now);
+        todo
+    }
+
+    /// The stream that we read is the loop's again, which can keep what comes while we cannot write.
+    fn give_back(&self, inner: &mut Inner) {
+        if let Some(feed) = inner.feed.as_mut().filter(|feed| !feed.is_over()) {
+            feed.stop();
+            self.shared.tell();
         }
     }
 
