@@ -65,6 +65,7 @@ need mkfs.ext4 e2fsprogs
 need fsfreeze util-linux
 need prlimit util-linux
 need bindfs bindfs
+need automount autofs
 need sshfs sshfs
 [ -e /usr/lib/openssh/sftp-server ] || need sftp-server openssh-sftp-server
 need linux.uml user-mode-linux
@@ -83,6 +84,8 @@ if [ "${1:-}" = bench ]; then
 	need multilog daemontools
 	need svlogd runit
 	need s6-log s6
+	need inotifywait inotify-tools
+	need entr entr
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi

@@ -173,7 +173,7 @@ impl Service {
 /// Twenty bad deploys of a kind, each followed by the fix, under a watch of ten requests a second over
 /// new connections, and as many over one that is kept.
 fn twenty(language: Language, how: &str) {
-    let mut options = vec!["-n", "2", "--ready-timeout", "3s", "--probation", "500ms"];
+    let mut options = vec!["-n", "2", "--ready-timeout", "5s", "--probation", "500ms"];
     if language == Language::Python {
         // Told, not found: on a busy machine it may take a second to say its first word.
         options.extend(["--ready", "notify"]);
@@ -192,7 +192,7 @@ fn twenty(language: Language, how: &str) {
         let what = format!("{language:?}, {how}, round {round}");
         service.deploy(&language.bad(how));
         // 1, and not 124: within --ready-timeout and a second.
-        let bad = service.ctl(&["reload", "--timeout", "4s"]);
+        let bad = service.ctl(&["reload", "--timeout", "6s"]);
         assert_eq!(bad.status, 1, "{what}: {}", bad.err);
         load.answer(2);
         service.deploy(&language.good(&format!("v{round}")));

@@ -46,7 +46,9 @@ fn what_is_typed_wrongly_is_refused_with_a_line_of_its_own() {
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
     for (words, status, part) in [
         (&[][..], 2, "no file is named"),
+        (&["a", ""], 2, "an empty word"),
         (&["--interval", "0", "a"], 2, "--interval"),
+        (&["--interval", "1ms", "a"], 2, "10ms or more"),
         (&["--timeout", "0", "a"], 2, "--timeout"),
         (&["--settle", "soon", "a"], 2, "'soon' is no duration"),
         (&["--busy", "wait", "a"], 2, "queue, ignore, restart"),

@@ -212,3 +212,40 @@ fn when_the_holder_of_the_lock_of_etcd_is_killed_the_next_goes_on() {
     touch(dir.path().join("go"));
     assert_eq!(second.end(), 0);
 }
+
+#[test]
+fn when_only_the_watcher_is_killed_its_action_keeps_the_lock_of_etcd() {
+    let dir = Dir::new();
+    let etcd = Etcd::start(&dir);
+    let start = |name: &str| {
+        let action = "echo $NAME began >> log; while [ ! -e go ]; do sleep 0.05; done; \
+                      echo $NAME ended >> log";
+        let mut running = Run::new(PROGRAM)
+            .args(["restart", "--once", "--on-touch", action])
+            .args(["--lock-with", "etcdctl lock --ttl 2 restart/app --"])
+            .env("ETCDCTL_API", "3")
+            .env("ETCDCTL_ENDPOINTS", &etcd.endpoint)
+            .env("NAME", name)
+            .dir(dir.path())
+            .start();
+        running.event("ready");
+        running
+    };
+    let mut first = start("a");
+    touch(dir.path().join("restart"));
+    eventually("its action", || (log(&dir) == ["a began"]).then_some(()));
+    let mut second = start("b");
+    touch(dir.path().join("restart"));
+    second.event("action-started");
+    first.signal(Signal::SIGKILL);
+    assert_eq!(first.end(), 137);
+    // The client of the lock lives on, and keeps its lease: three times as long as that are not enough.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(6);
+    eventually("three leases", || {
+        assert_eq!(log(&dir), ["a began"]);
+        (std::time::Instant::now() > until).then_some(())
+    });
+    touch(dir.path().join("go"));
+    assert_eq!(second.end(), 0);
+    assert_eq!(log(&dir), ["a began", "a ended", "b began", "b ended"]);
+}

@@ -358,21 +358,100 @@ fn several_files_are_one_run() {
     assert_eq!(lines(&dir, "path"), [at("a")]);
 }
 
+/// Ends what goes on in another thread, also when the test fails.
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// The inotify watches that a process has.
+fn watches(pid: i32) -> usize {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    files
+        .flatten()
+        .map(|file| std::fs::read_to_string(file.path()).unwrap_or_default())
+        .map(|text| text.matches("inotify wd:").count())
+        .sum()
+}
+
 // Edge case 29.
 #[test]
-fn a_noisy_directory_is_no_reason_to_act_nor_to_miss() {
+fn a_directory_where_too_much_happens_is_looked_at_instead() {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    let (dir, other) = (Dir::new(), Dir::new());
+    let file = dir.write("f", "x");
+    let run = Run::new(PROGRAM).arg(&file).args([
+        "--min-gap",
+        "0",
+        "--settle",
+        "10ms",
+        "--safety",
+        "0",
+        "--interval",
+        "100ms",
+    ]);
+    let mut watched = Lines::start(run, &other.path().join("end"));
+    let pid = watched.running.pid();
+    let before = watches(pid);
+    let quiet = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = Stop(&quiet);
+        scope.spawn(|| {
+            while !quiet.load(Relaxed) {
+                drop(std::fs::File::create(dir.path().join("noise")).unwrap());
+            }
+        });
+        let polling = watched.running.event("watch-polling");
+        assert!(
+            field(&polling, "error").contains("more than 1000 events a second"),
+            "{polling}"
+        );
+        touch(&file);
+        watched.exactly("/f", 1);
+        std::fs::write(dir.path().join("new"), "y").unwrap();
+        std::fs::rename(dir.path().join("new"), &file).unwrap();
+        watched.exactly("/f", 2);
+        drop(stop);
+    });
+    // What nobody listens to any more goes when there is a pause.
+    eventually("one watch less", || {
+        (watches(pid) == before - 1).then_some(())
+    });
+    // HUP asks for what is asked for after a minute.
+    watched.running.signal(Signal::SIGHUP);
+    watched.running.event("watch-restored");
+    assert_eq!(watches(pid), before);
+    touch(&file);
+    watched.exactly("/f", 3);
+    let said = watched.running.err();
+    let polling = said.iter().filter(|line| line.contains("watch-polling"));
+    assert_eq!(polling.count(), 1, "{said:?}");
+    assert_eq!(watched.running.stop(), 0);
+}
+
+#[test]
+fn with_no_poll_a_noisy_directory_is_listened_to_all_the_same() {
     let dir = Dir::new();
     let file = dir.write("f", "x");
-    let run =
-        Run::new(PROGRAM)
-            .arg(&file)
-            .args(["--min-gap", "0", "--settle", "10ms", "--safety", "0"]);
+    let run = Run::new(PROGRAM).arg(&file).args([
+        "--no-poll",
+        "--min-gap",
+        "0",
+        "--settle",
+        "10ms",
+        "--safety",
+        "0",
+    ]);
     let mut watched = Lines::start(run, &dir.path().join("end"));
     for number in 0..5000 {
         std::fs::write(dir.path().join(format!("noise{}", number % 7)), "x").unwrap();
     }
     touch(&file);
     watched.exactly("/f", 1);
+    assert_eq!(count(&watched.running, "watch-polling"), 0);
 }
 
 // Edge case 27.
@@ -380,10 +459,16 @@ fn a_noisy_directory_is_no_reason_to_act_nor_to_miss() {
 fn when_the_queue_of_inotify_runs_over_the_touch_is_not_lost() {
     let dir = Dir::new();
     let file = dir.write("f", "x");
-    let run =
-        Run::new(PROGRAM)
-            .arg(&file)
-            .args(["--min-gap", "0", "--settle", "10ms", "--safety", "0"]);
+    // So that nothing but the notice of the overflow can lead to a look.
+    let run = Run::new(PROGRAM).arg(&file).args([
+        "--no-poll",
+        "--min-gap",
+        "0",
+        "--settle",
+        "10ms",
+        "--safety",
+        "0",
+    ]);
     let mut watched = Lines::start(run, &dir.path().join("end"));
     let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let limit: usize = limit.trim().parse().unwrap();

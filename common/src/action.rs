@@ -84,6 +84,7 @@ impl Action {
             environment,
             descriptors: vec![(raw(&null), 0), (output, 1), (output, 2)],
             own_group: true,
+            borrows_memory: true,
             ..Image::default()
         };
         Ok(Action {

@@ -118,6 +118,19 @@ time.sleep(5)
 check(watchers, "made, in a directory made later", lambda: write("later/restart", ""))
 check(watchers, "touched", lambda: touch("later/restart", 2_000_000))
 
+# An hour on, and mounted anew: no touch. (Nobody has the mount in use: no descriptor is held.)
+subprocess.run(["date", "-s", "+1 hour"], check=True, stdout=subprocess.DEVNULL)
+for mount in (
+    ["-o", "vers=3,nolock,proto=tcp", "127.0.0.1:/mnt/srv", "/mnt/cli3"],
+    ["-o", "vers=4.2", "127.0.0.1:/", "/mnt/cli4"],
+):
+    # A look may be under way.
+    if not eventually(lambda: subprocess.run(["umount", mount[-1]]).returncode == 0, 10):
+        fail(f"umount {mount[-1]}")
+    subprocess.run(["mount", "-t", "nfs", *mount], check=True)
+time.sleep(3)
+check(watchers, "touched after the mount", lambda: touch("later/restart", 2_500_000))
+
 # The server goes away; what is touched meanwhile is seen once when it is back.
 serve(0)
 for watcher in watchers:
@@ -133,8 +146,8 @@ for watcher in watchers:
         fail(f"{watcher.name}: nothing said of the server that is back")
 time.sleep(3)
 
-# Away again: TERM ends it within 0.2 s, and as much again for a busy machine.
-serve(0)
+# Its machine dies: no answer of any kind. TERM ends it within 0.2 s, and as much again for a busy machine.
+subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
 for watcher in watchers:
     if not watcher.said("watch-stale", 2, 30):
         fail(f"{watcher.name}: nothing said of the server that is away again")

@@ -4,7 +4,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 rm -f "$2/status"
-timeout -k 5 "${LIMIT:-120}" linux.uml rootfstype=hostfs rootflags=/ ro mem=256M init="$here/init.sh" \
+timeout -k 5 "${LIMIT:-120}" linux.uml rootfstype=hostfs rootflags=/ ro mem="${MEM:-256M}" init="$here/init.sh" \
 	SCRIPT="$1" OUT="$2" con0=fd:0,fd:1 con=null quiet </dev/null >"$2/boot.log" 2>&1 || true
 cat "$2/log"
 [ -e "$2/status" ] || { echo "the guest did not come to its end"; exit 1; }

@@ -316,6 +316,7 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
             (OrphansArg::Adopt, _) => Some(0),
         },
         cgroup: given.cgroup,
+        borrows_memory: false,
     })
 }
 

@@ -29,7 +29,7 @@ Everything else: man watchtouch";
 pub struct Cli {
     /// Watched; they need not exist yet
     #[arg(value_name = "FILE", hide = true)]
-    pub files: Vec<PathBuf>,
+    pub files: Vec<OsString>,
 
     /// What else counts: remove, attr
     #[arg(

@@ -192,13 +192,13 @@ impl Eye {
             again: None,
             class: Class::Remote,
         };
-        let (mut via, mut rearm) = (Via::Poll, false);
+        let (mut via, mut rearm, mut forced) = (Via::Poll, false, false);
         // Of many hosts on one file server each looks at another moment.
         let mut phase = (common::time::random() >> 11) as f64 / (1u64 << 53) as f64;
         loop {
             let since = self.born.elapsed().as_millis() as u64 + 1;
             self.busy.store(since, Ordering::Relaxed);
-            let sighting = self.look(&mut memory, via, rearm);
+            let sighting = self.look(&mut memory, via, rearm, forced);
             self.busy.store(0, Ordering::Relaxed);
             self.tell(&mut memory, sighting);
             let pause = self.pause(&memory);
@@ -212,6 +212,7 @@ impl Eye {
             // Watches of a file system that was unmounted and mounted again are dead without a word: the
             // look for safety makes all anew.
             rearm = cause.rearm || !cause.noticed;
+            forced = cause.rearm;
         }
     }
 
@@ -229,33 +230,38 @@ impl Eye {
         }
     }
 
-    fn look(&self, memory: &mut Memory, via: Via, rearm: bool) -> Sighting {
+    fn look(&self, memory: &mut Memory, via: Via, rearm: bool, forced: bool) -> Sighting {
         let mut ground = Ground::Same;
         let mut found = walk(&self.path, &mut memory.places);
-        let mut rearm = rearm;
+        let (mut rearm, mut forced) = (rearm, forced);
         for _ in 0..TURNS {
             if moved(&memory.devices, &found.steps) {
                 ground = Ground::Moved;
                 // Numbers of devices are given again.
                 memory.places.forget();
                 found = walk(&self.path, &mut memory.places);
-                rearm = true;
+                (rearm, forced) = (true, true);
             }
             memory.devices = devices(&found.steps);
             let now = Instant::now();
-            let wait = memory.again.is_some_and(|at| now < at) && !rearm;
+            let wait = memory.again.is_some_and(|at| now < at) && !forced;
             if self.way == Way::Poll || wait {
                 break;
             }
-            match self.notices.want(self.file, &found.steps, rearm) {
+            match self.notices.want(self.file, &found.steps, rearm, forced) {
                 Outcome::Stand => {
                     (memory.degraded, memory.again) = (None, None);
                     break;
                 }
                 Outcome::Made => {
                     (memory.degraded, memory.again) = (None, None);
-                    rearm = false;
+                    (rearm, forced) = (false, false);
                     found = walk(&self.path, &mut memory.places);
+                }
+                // When that is over is known there.
+                Outcome::Noisy(why) => {
+                    (memory.degraded, memory.again) = (Some(why), None);
+                    break;
                 }
                 Outcome::Failed(why) => {
                     (memory.degraded, memory.again) = (Some(why), Some(now + AGAIN));

@@ -11,7 +11,7 @@ use common::signal::out_of_reach;
 use common::watched::Name;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What a touch leads to.
@@ -81,6 +81,9 @@ pub struct Plan {
     pub command: Option<Vec<OsString>>,
 }
 
+/// Looks that follow each other more closely are of no use, and keep a processor busy.
+const SHORTEST: Duration = Duration::from_millis(10);
+
 impl Plan {
     /// # Errors
     /// What contradicts itself (2); the working directory is gone (125).
@@ -90,8 +93,14 @@ impl Plan {
             return usage("no file is named: watchtouch FILE [options] [-- command]");
         }
         let mut files = Vec::new();
+        if cli.files.iter().any(|file| file.is_empty()) {
+            return usage("a FILE is an empty word: was a variable not set?");
+        }
+        if cli.interval < SHORTEST {
+            return usage("--interval: 10ms or more would do");
+        }
         for file in &cli.files {
-            let path = absolute(file).doing("find the working directory")?;
+            let path = absolute(Path::new(file)).doing("find the working directory")?;
             if !files.contains(&path) {
                 files.push(path);
             }

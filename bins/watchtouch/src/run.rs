@@ -39,8 +39,10 @@ const ERR: u64 = 7;
 
 /// A file server that is away must not keep the command from being started.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// A look that takes so many intervals is said.
+/// A look that takes so many intervals is said ...
 const STALE: u32 = 3;
+/// ... if it is that long, too: a busy machine is not a file server that is away.
+const STALE_AT_LEAST: Duration = Duration::from_secs(1);
 /// For a stamp on a disk that hangs, and for the last lines of a reader who is slow, at the end.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// The same when we were told to stop.
@@ -163,6 +165,10 @@ pub fn run(plan: Plan) -> Result<Exit> {
     Ok(exit)
 }
 
+fn stale_after(plan: &Plan) -> Duration {
+    (plan.interval * STALE).max(STALE_AT_LEAST)
+}
+
 impl Watching {
     fn open(
         plan: Plan,
@@ -194,7 +200,7 @@ impl Watching {
             })
             .collect();
         let pokes = files.iter().map(|file| file.handle.poke.clone()).collect();
-        let notices = Arc::new(Notices::new(pokes));
+        let notices = Arc::new(Notices::new(pokes, plan.way == Way::NoPoll));
         let keeper = match &plan.since {
             None => None,
             Some(path) => {
@@ -238,7 +244,7 @@ impl Watching {
             log: Log::new("watchtouch", plan.log_format, plan.threshold),
             decider: Decider::new(plan.policy),
             timeout: plan.timeout.map(|timeout| born + timeout),
-            stale_check: Some(born + plan.interval * STALE),
+            stale_check: Some(born + stale_after(&plan)),
             since: keeper.is_none().then(Vec::new),
             plan,
             events,
@@ -377,7 +383,7 @@ impl Watching {
     }
 
     fn check_stale(&mut self, now: Instant) {
-        let limit = self.plan.interval * STALE;
+        let limit = stale_after(&self.plan);
         let mut hang = false;
         for index in 0..self.files.len() {
             let file = &self.files[index];
@@ -471,7 +477,7 @@ impl Watching {
         }
         self.files[index].class = Some(sighting.class);
         if sighting.class != Class::Local && self.stale_check.is_none() {
-            self.stale_check = Some(now + self.plan.interval * STALE);
+            self.stale_check = Some(now + stale_after(&self.plan));
         }
         self.tell_trouble(&sighting);
         if let Ok(seen) = sighting.seen {

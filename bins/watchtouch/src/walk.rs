@@ -169,8 +169,18 @@ fn go(path: &Path, places: &mut Places, walk: &mut Walk) -> io::Result<()> {
             }
             _ if words.is_empty() => {
                 walk.mode = found.mode;
+                // A file that is mounted by itself (`docker -v FILE:FILE`) lies where it came from, and what
+                // is done to it there goes by the directory there: the one here is told nothing.
+                let mut class = here.class;
+                if found.dev != here.attributes.dev {
+                    class = class.max(places.class(found.dev, &next));
+                }
+                if found.mount_root {
+                    class = Class::Remote;
+                }
+                walk.class = walk.class.max(class);
                 // Removed between the two questions: as missing, like everything else on the way.
-                let found = fresh(&next, found, here.class)?;
+                let found = fresh(&next, found, class)?;
                 walk.seen = Ok(Seen::There(Signature::from(found)));
                 return Ok(());
             }

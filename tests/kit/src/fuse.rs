@@ -2,8 +2,9 @@
 
 use crate::mount::need_root;
 use crate::{Dir, Run, Running, eventually};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A FUSE mount of a directory, which is its server side.
@@ -11,6 +12,8 @@ use std::path::{Path, PathBuf};
 pub struct Fuse {
     path: PathBuf,
     server: PathBuf,
+    control: PathBuf,
+    waiting: PathBuf,
     daemon: Running,
     _dir: Dir,
 }
@@ -53,7 +56,15 @@ impl Fuse {
             let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
             mounts.contains(&wanted).then_some(())
         });
+        // How many requests are on their way: Documentation/filesystems/fuse/fuse.rst, "Control filesystem".
+        let control = dir.path().join("control");
+        std::fs::create_dir(&control).unwrap();
+        let none = None::<&str>;
+        mount(none, &control, Some("fusectl"), MsFlags::empty(), none).unwrap();
+        let connection = nix::sys::stat::minor(path.metadata().unwrap().dev());
         Fuse {
+            waiting: control.join(connection.to_string()).join("waiting"),
+            control,
             path,
             server,
             daemon,
@@ -79,13 +90,22 @@ impl Fuse {
         self.daemon.pid()
     }
 
-    /// The server answers nothing from now on.
+    /// The server answers nothing from now on. It has nothing in its hands: a client whose request it had read
+    /// already could not even be killed, so none is.
     pub fn hang(&mut self) {
-        self.daemon.signal(Signal::SIGSTOP);
         let stat = format!("/proc/{}/stat", self.daemon.pid());
-        eventually("its stop", || {
-            let stat = std::fs::read_to_string(&stat).unwrap();
-            stat.contains(") T ").then_some(())
+        eventually("a moment without a request", || {
+            self.daemon.signal(Signal::SIGSTOP);
+            eventually("its stop", || {
+                let stat = std::fs::read_to_string(&stat).unwrap();
+                stat.contains(") T ").then_some(())
+            });
+            let waiting = std::fs::read_to_string(&self.waiting).unwrap();
+            if waiting.trim() == "0" {
+                return Some(());
+            }
+            self.daemon.signal(Signal::SIGCONT);
+            None
         });
     }
 
@@ -99,5 +119,6 @@ impl Drop for Fuse {
     fn drop(&mut self) {
         self.daemon.signal(Signal::SIGCONT);
         let _ = umount2(&self.path, MntFlags::MNT_DETACH | MntFlags::MNT_FORCE);
+        let _ = umount2(&self.control, MntFlags::MNT_DETACH);
     }
 }

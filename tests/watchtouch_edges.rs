@@ -1,0 +1,320 @@
+//! What is rare: errors of file servers, automounts, files mounted by themselves, paths with dots, fleets.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs
+)]
+
+use kit::mount::{Mounted, need_root};
+use kit::touch::{Lines, ago, touch, touch_at};
+use kit::{Dir, Run, Running, field};
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_watchtouch");
+const QUICK: [&str; 4] = ["--min-gap", "0", "--settle", "10ms"];
+
+fn done(words: &[&str]) {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    let run = Run::new("/usr/bin/env")
+        .args(words)
+        .env("PATH", path)
+        .finish();
+    assert_eq!(run.status, 0, "{words:?}: {}", run.err);
+}
+
+fn times(running: &Running, event: &str) -> usize {
+    let part = format!(": {event} ");
+    let said = running.err();
+    said.iter().filter(|line| line.contains(&part)).count()
+}
+
+// Edge case 23.
+#[test]
+fn errors_of_a_file_server_are_neither_a_removal_nor_a_touch() {
+    let (dir, other) = (Dir::new(), Dir::new());
+    let shim = other.path().join("statx_errno.so");
+    let built = Run::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .args([&shim])
+        .args([kit::app("statx_errno.c")])
+        .arg("-ldl")
+        .finish();
+    assert_eq!(built.status, 0, "{}", built.err);
+    let file = dir.write("f", "x");
+    let errno = other.path().join("errno");
+    let set = |number: i32| {
+        fs::write(other.path().join("new"), number.to_string()).unwrap();
+        fs::rename(other.path().join("new"), &errno).unwrap();
+    };
+    let start = || {
+        Run::new(PROGRAM)
+            .arg(&file)
+            .args(QUICK)
+            .args(["--poll", "--interval", "30ms", "--on", "remove"])
+            .env("LD_PRELOAD", &shim)
+            .env("STATX_ERRNO", &errno)
+    };
+    let mut watched = Lines::start(start(), &other.path().join("end"));
+    let errors = [
+        (nix::libc::EIO, "input/output error"),
+        (nix::libc::ESTALE, "stale file handle"),
+        (nix::libc::ETIMEDOUT, "timed out"),
+        (nix::libc::EACCES, "permission denied"),
+    ];
+    for (number, (code, words)) in errors.into_iter().enumerate() {
+        set(code);
+        let failed = watched.running.event("look-failed");
+        assert!(field(&failed, "error").contains(words), "{failed}");
+        // It is neither removed, nor touched by coming back as it was.
+        watched.exactly("/f", number);
+        fs::remove_file(&errno).unwrap();
+        watched.running.event("look-recovered");
+        watched.exactly("/f", number);
+        // Touched meanwhile: once.
+        set(code);
+        watched.running.event("look-failed");
+        touch_at(&file, ago(100 + number as u64));
+        fs::remove_file(&errno).unwrap();
+        watched.running.event("look-recovered");
+        watched.exactly("/f", number + 1);
+    }
+    assert_eq!(times(&watched.running, "look-failed"), 2 * errors.len());
+    assert_eq!(watched.running.stop(), 0);
+
+    // At the start it is waited for, for the server may come back; that is no touch either.
+    set(nix::libc::ESTALE);
+    let mut late = Lines::start(start(), &other.path().join("end"));
+    assert_eq!(times(&late.running, "look-failed"), 1);
+    fs::remove_file(&errno).unwrap();
+    late.running.event("look-recovered");
+    late.exactly("/f", 0);
+    touch(&file);
+    late.exactly("/f", 1);
+}
+
+/// Unmounts what a failed test has left.
+struct Unmount(std::path::PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+// Edge case 25.
+#[test]
+fn a_look_triggers_an_automount() {
+    need_root();
+    let dir = Dir::new();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("server")).unwrap();
+    fs::write(at("server/f"), "x").unwrap();
+    dir.write(
+        "map",
+        &format!("data -fstype=bind :{}\n", at("server").display()),
+    );
+    dir.write(
+        "master",
+        &format!(
+            "{} {} --timeout=600\n",
+            at("auto").display(),
+            at("map").display()
+        ),
+    );
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+    // In a group of its own: from the daemon's group nothing triggers a mount.
+    let mut daemon = Run::new("/usr/bin/env")
+        .args([
+            "setsid",
+            "automount",
+            "--foreground",
+            "--verbose",
+            "--pid-file",
+        ])
+        .arg(at("pid"))
+        .arg(at("master"))
+        .env("PATH", path)
+        .start();
+    let _clean = Unmount(at("auto"));
+    let mounted = |what: &str| {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.contains(&format!(" {} ", at(what).display()))
+    };
+    daemon.line("automount is ready", |line| {
+        line.contains("mounted indirect")
+    });
+    assert!(!mounted("auto/data"));
+    let run = Run::new(PROGRAM)
+        .arg(at("auto/data/f"))
+        .args(QUICK)
+        .args(["--interval", "50ms"]);
+    let mut watched = Lines::start(run, &at("end"));
+    assert!(mounted("auto/data"));
+    touch(at("server/f"));
+    watched.exactly("data/f", 1);
+    // Unmounted, as when nobody has used it for long, and mounted by the next look: no touch.
+    done(&["umount", at("auto/data").to_str().unwrap()]);
+    watched.exactly("data/f", 1);
+    touch(at("server/f"));
+    watched.exactly("data/f", 2);
+    assert_eq!(watched.running.stop(), 0);
+    // It unmounts what it has mounted.
+    assert_eq!(daemon.stop(), 0, "{:?}", daemon.err());
+}
+
+// Edge case 26.
+#[test]
+fn mounted_anew_an_untouched_file_is_untouched() {
+    let mut mounted = Mounted::ext4();
+    fs::write(mounted.path().join("f"), "x").unwrap();
+    touch_at(mounted.path().join("f"), ago(7200));
+    let other = Dir::new();
+    let run = Run::new(PROGRAM)
+        .arg(mounted.path().join("f"))
+        .args(QUICK)
+        .args(["--safety", "50ms"]);
+    let mut watched = Lines::start(run, &other.path().join("end"));
+    for read_only in [true, false] {
+        mounted.remount(read_only);
+        watched.exactly("/f", 0);
+    }
+    touch(mounted.path().join("f"));
+    watched.exactly("/f", 1);
+    mounted.freeze();
+    watched.exactly("/f", 1);
+    mounted.thaw();
+}
+
+// Edge case 38.
+#[test]
+fn dots_and_slashes_mean_what_they_mean_to_the_kernel() {
+    for (path, change, fires) in [
+        // After the link, not before it.
+        ("current/../up", "true", 0),
+        ("current/../up", "touch releases/up", 1),
+        ("current/../up", "touch up", 0),
+        (
+            "current/../up",
+            "ln -s elsewhere/3 new; mv -T new current",
+            1,
+        ),
+        ("./releases//1/.././up", "touch releases/up", 1),
+        // A slash at the end: a directory, and no file.
+        ("releases/up/", "touch releases/up", 0),
+        ("releases/1/", "touch releases/1/new", 1),
+        ("later/", "echo > later", 0),
+        ("later/", "mkdir later", 1),
+        (".", "touch new", 1),
+        ("..//cwd/up", "touch up", 1),
+    ] {
+        let dir = Dir::new();
+        let cwd = dir.path().join("cwd");
+        for name in ["releases/1", "releases/2", "elsewhere/3"] {
+            fs::create_dir_all(cwd.join(name)).unwrap();
+        }
+        for name in ["releases/up", "elsewhere/up", "up"] {
+            fs::write(cwd.join(name), "").unwrap();
+            touch_at(cwd.join(name), ago(1000));
+        }
+        symlink("releases/1", cwd.join("current")).unwrap();
+        let mut watched = Lines::start(
+            Run::new(PROGRAM).arg(path).args(QUICK).dir(&cwd),
+            &dir.path().join("end"),
+        );
+        let run = Run::new("sh").args(["-c", change]).dir(&cwd).finish();
+        assert_eq!(run.status, 0, "{change}: {}", run.err);
+        // The path is printed absolute, and else as it was typed.
+        watched.exactly(&format!("/cwd/{path}"), fires);
+    }
+}
+
+// Edge case 43.
+#[test]
+fn a_file_that_is_mounted_by_itself_is_seen_touched_but_not_replaced() {
+    need_root();
+    let dir = Dir::new();
+    for side in ["host", "container"] {
+        fs::create_dir(dir.path().join(side)).unwrap();
+        fs::write(dir.path().join(side).join("f"), "x").unwrap();
+    }
+    let (host, inside) = (dir.path().join("host/f"), dir.path().join("container/f"));
+    let inside_text = inside.to_str().unwrap();
+    done(&["mount", "--bind", host.to_str().unwrap(), inside_text]);
+    let _clean = Unmount(inside.clone());
+    let run =
+        Run::new(PROGRAM)
+            .arg(&inside)
+            .args(QUICK)
+            .args(["--safety", "0", "--interval", "50ms"]);
+    let mut watched = Lines::start(run, &dir.path().join("end"));
+    touch(&host);
+    watched.exactly("container/f", 1);
+    fs::write(&host, "more").unwrap();
+    watched.exactly("container/f", 2);
+    // It stays the old file here.
+    fs::write(dir.path().join("host/new"), "y").unwrap();
+    fs::rename(dir.path().join("host/new"), &host).unwrap();
+    watched.exactly("container/f", 2);
+    touch(&host);
+    watched.exactly("container/f", 2);
+    assert_eq!(watched.running.stop(), 0);
+}
+
+fn delay(dir: &Path, host: &str, by: &str) -> u64 {
+    // Its own name for the host, and a place of its own for what it says.
+    let out = dir.join(format!("{host}.{by}"));
+    let script = "echo \"$NAME\" > /proc/sys/kernel/hostname && exec \"$0\" \"$@\"";
+    let mut running = Run::new("unshare")
+        .args([
+            "--user",
+            "--map-root-user",
+            "--uts",
+            "sh",
+            "-c",
+            script,
+            PROGRAM,
+        ])
+        .arg(dir.join("f"))
+        .args(["--once", "--run-at-start", "--settle", "0"])
+        .args(["--splay", "2s", "--splay-by", by])
+        .args(["--on-touch", "echo $WATCHTOUCH_DELAY_MS > \"$OUT\""])
+        .env("NAME", host)
+        .env("OUT", &out)
+        .start();
+    assert_eq!(running.end(), 0, "{:?}", running.err());
+    fs::read_to_string(out).unwrap().trim().parse().unwrap()
+}
+
+// Edge case 35.
+#[test]
+fn a_fleet_is_spread_in_the_same_order_each_time() {
+    let dir = Dir::new();
+    let hosts = ["web1", "web2", "web3", "db1", "db2", "cache-17"];
+    let round = |by: &str| -> Vec<u64> {
+        std::thread::scope(|scope| {
+            let all: Vec<_> = hosts
+                .iter()
+                .map(|host| scope.spawn(|| delay(dir.path(), host, by)))
+                .collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        })
+    };
+    let (first, second) = (round("host"), round("host"));
+    // Late they may be, on a busy machine; early never. So of the later of the two each was due by then.
+    let apart = |delays: &[u64]| delays.iter().max().unwrap() - delays.iter().min().unwrap();
+    assert!(apart(&first) > 100, "{first:?}");
+    for one in 0..hosts.len() {
+        for other in 0..hosts.len() {
+            if first[one] + 500 < first[other] {
+                assert!(second[one] < second[other], "{first:?} {second:?}");
+            }
+        }
+    }
+    // By chance, each has another place each time.
+    let (first, second) = (round("random"), round("random"));
+    assert!(apart(&first) > 100, "{first:?}");
+    assert_ne!(first, second);
+}
