@@ -323,7 +323,8 @@
     }
     // What stands below the typed code is the agent itself.
     if (text.includes('at Session.post (')) {
-      text = text.replace(/\n\s+at Session\.post \([^\n]*(?:\n\s+at [^\n]*)*/g, (frames) => (frames.endsWith(' {') ? ' {' : ''));
+      const frames = /\n(?:\x1b\[\d+m)?\s+at Session\.post \([^\n]*(?:\n(?:\x1b\[\d+m)?\s+at [^\n]*)*/g;
+      text = text.replace(frames, (all) => (all.endsWith(' {') ? ' {' : ''));
     }
     if (failed) {
       text = `Uncaught ${text}`;
@@ -439,8 +440,10 @@
     // A promise is pending. What was lent stays only where the rest of the code may need it.
     if (!/\bawait\b/.test(code) || !/\brequire\b|\b_\b|\b(exit|abort|kill|reallyExit)\b/.test(code)) undo();
     request.settle = () => finish({ ok: false, cancelled: true, text: 'not waited for any more; the promise goes on' });
-    if (request.timeout_ms) {
-      const left = Math.max(1, request.timeout_ms - ms());
+    // A promise may be waited for longer than the loop may be held.
+    const limit = request.wait_ms === undefined ? request.timeout_ms : request.wait_ms;
+    if (limit) {
+      const left = Math.max(1, limit - ms());
       timer = setTimeout(() => finish({ ok: false, timed_out: true, text: 'a promise was still pending at the time limit' }), left);
       timer.unref();
     }
@@ -855,7 +858,7 @@
     }
 
     plain(code) {
-      const request = { code, mode: 'text', limit: 1 << 20, timeout_ms: 5000, patient: true };
+      const request = { code, mode: 'text', limit: 1 << 20, timeout_ms: 5000, wait_ms: 0 };
       this.begin(request, (answer) => this.send(Buffer.from(`${answer.text}\n`)));
     }
 

@@ -1,6 +1,7 @@
 //! replsock: a REPL and a profiler inside the running app, for its owner alone.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod audit;
 mod cli;
 mod door;
@@ -14,6 +15,7 @@ mod ls;
 mod run;
 mod serve;
 mod target;
+mod terminal;
 mod wire;
 
 fn main() -> std::process::ExitCode {

@@ -12,7 +12,8 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Eval(order) => crate::eval::run(order),
         Command::Ls(order) => crate::ls::run(order),
         Command::Env(order) => crate::env::run(order),
-        Command::Attach(_) | Command::Prof(_) | Command::Heap(_) | Command::Stack(_) => {
+        Command::Attach(order) => crate::attach::run(order),
+        Command::Prof(_) | Command::Heap(_) | Command::Stack(_) => {
             Err(Error::usage("not there yet"))
         }
     }

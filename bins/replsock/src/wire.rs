@@ -24,6 +24,9 @@ pub struct Request {
     /// 0 or none: without end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// How long a promise is waited for; none: as `timeout_ms`, 0: without end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
     /// V8's check for side effects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
