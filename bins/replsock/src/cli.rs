@@ -46,6 +46,8 @@ pub enum Command {
     /// Who can be reached
     Ls(Ls),
     /// Run a program with a REPL on its stdin, on a socket
+    // Not whole yet, and so not shown.
+    #[command(hide = true)]
     Serve(crate::serve::cli::Serve),
     /// A CPU profile of a live worker
     Prof(Prof),

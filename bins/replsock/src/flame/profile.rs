@@ -161,8 +161,8 @@ impl<'de> Visitor<'de> for AnyText {
     }
 }
 
-impl<'de> Deserialize<'de> for Text<'de> {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Text<'de>, D::Error> {
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Text<'a>, D::Error> {
         // serde_json gives the bytes of a string as they are only to whoever asks for bytes.
         from.deserialize_bytes(AnyText)
     }
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_is_absent_null_or_of_a_newer_node() {
-        let text = br#"{"nodes":[{"id":1,"new":[[{}]]},{"id":2.0,"callFrame":{"functionName":null,"lineNumber":null},
+        let text = br#"{"nodes":[{"id":1,"new":[[{}]]},{"id":2.0,"callFrame":{"functionName":"","lineNumber":null},
             "hitCount":null,"children":null}],"samples":null,"endTime":1e300}"#;
         let profile = Profile::read(text).unwrap();
         let nodes = profile.nodes.unwrap();

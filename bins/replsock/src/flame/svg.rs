@@ -128,7 +128,7 @@ fn call(out: &mut String, tree: &Tree, place: &Place) {
     escape(out, all);
     let where_ = frame.place();
     if !where_.is_empty() {
-        out.push_str("\n");
+        out.push('\n');
         escape(out, &where_);
     }
     let _ = write!(

@@ -206,13 +206,7 @@ impl Tree {
         tree
     }
 
-    fn frame(
-        &mut self,
-        known: &mut HashMap<Frame, u32>,
-        name: &str,
-        url: &str,
-        line: i64,
-    ) -> u32 {
+    fn frame(&mut self, known: &mut HashMap<Frame, u32>, name: &str, url: &str, line: i64) -> u32 {
         let frame = Frame {
             name: if name.is_empty() { "(anonymous)" } else { name }.to_owned(),
             url: url.to_owned(),
@@ -288,7 +282,11 @@ impl Tree {
                 stack.push(0);
             }
             text.clear();
-            for frame in stack.iter().rev().filter_map(|at| self.frames.get(*at as usize)) {
+            for frame in stack
+                .iter()
+                .rev()
+                .filter_map(|at| self.frames.get(*at as usize))
+            {
                 if !text.is_empty() {
                     text.push(';');
                 }
@@ -396,7 +394,9 @@ fn own_times(profile: &Profile<'_>, index: &HashMap<i64, u32>) -> Vec<u64> {
     if samples.is_empty() {
         // Only counts: each of them as long as the others; a microsecond where no time is known.
         let hits = |node: &super::profile::Node<'_>| u64::try_from(node.hit_count.0).unwrap_or(0);
-        let all = nodes.iter().fold(0u64, |sum, node| sum.saturating_add(hits(node)));
+        let all = nodes
+            .iter()
+            .fold(0u64, |sum, node| sum.saturating_add(hits(node)));
         for node in nodes {
             let time = if length > 0 && all > 0 {
                 u128::from(hits(node)) * u128::from(length) / u128::from(all)
@@ -463,7 +463,13 @@ mod tests {
         let row = table.lines().find(|line| line.contains("main")).unwrap();
         let words: Vec<&str> = row.split_whitespace().collect();
         assert_eq!(words, ["0.0", "26.7", "0.1", "93.3", "main", "/app/a.js:1"]);
-        assert!(table.lines().nth(1).unwrap().ends_with("(anonymous)  node:fs:10"));
+        assert!(
+            table
+                .lines()
+                .nth(1)
+                .unwrap()
+                .ends_with("(anonymous)  node:fs:10")
+        );
     }
 
     #[test]
@@ -524,9 +530,33 @@ mod tests {
     /// Pieces of a profile in any order, and what is none.
     fn jsonish() -> impl Strategy<Value = String> {
         let piece = prop::sample::select(vec![
-            "{", "}", "[", "]", ",", ":", "\"nodes\"", "\"id\"", "\"children\"", "\"samples\"",
-            "\"timeDeltas\"", "\"callFrame\"", "\"functionName\"", "\"hitCount\"", "\"parent\"", "\"endTime\"",
-            "\"\\ud800\"", "\"(root)\"", "null", "-1", "0", "1", "2", "9223372036854775807", "1e999", "-5.5", "true",
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            "\"nodes\"",
+            "\"id\"",
+            "\"children\"",
+            "\"samples\"",
+            "\"timeDeltas\"",
+            "\"callFrame\"",
+            "\"functionName\"",
+            "\"hitCount\"",
+            "\"parent\"",
+            "\"endTime\"",
+            "\"\\ud800\"",
+            "\"(root)\"",
+            "null",
+            "-1",
+            "0",
+            "1",
+            "2",
+            "9223372036854775807",
+            "1e999",
+            "-5.5",
+            "true",
         ]);
         prop::collection::vec(piece, 0..60).prop_map(|pieces| pieces.concat())
     }
@@ -535,7 +565,11 @@ mod tests {
         for idle in [Idle::Shown, Idle::LeftOut] {
             if let Ok(profile) = Profile::read(bytes) {
                 let tree = Tree::of(&profile, idle);
-                let _ = (tree.folded(), tree.table(9), super::super::svg::draw(&tree, "t"));
+                let _ = (
+                    tree.folded(),
+                    tree.table(9),
+                    super::super::svg::draw(&tree, "t"),
+                );
             }
         }
     }
