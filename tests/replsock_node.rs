@@ -371,6 +371,12 @@ fn a_profile_by_command_and_by_signal() {
             text.contains("\"functionName\":\"hot\"") && text.contains("\"timeDeltas\""),
             "{version}: {text}"
         );
+        // The flame graph and the table are of the same samples.
+        let drawn = live.ask(&["prof", "shop", "--for", "1s", "--svg", "a.svg", "--top"]);
+        assert_eq!(drawn.status, 0, "{version}: {}", drawn.err);
+        assert!(drawn.out.contains("hot"), "{version}: {}", drawn.out);
+        let svg = std::fs::read_to_string(live.dir.path().join("a.svg")).unwrap();
+        assert!(svg.contains("<svg") && svg.contains("hot"), "{version}");
         assert_eq!(live.ask(&["prof", "shop", "--start"]).status, 0);
         // One at a time.
         assert_eq!(live.ask(&["prof", "shop", "--start"]).status, 1);
