@@ -8,7 +8,7 @@ BINDIR = $(DESTDIR)$(PREFIX)/bin
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-TOOLS = heartbeat logreopen spawnwork watchtouch
+TOOLS = heartbeat logreopen replsock spawnwork watchtouch
 PAGES1 = $(wildcard man/man1/*.1)
 PAGES7 = $(wildcard man/man7/*.7)
 SCRIPTS = $(wildcard .ci/run tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh)

@@ -34,7 +34,7 @@ struct Tool {
     own: &'static [&'static str],
 }
 
-const TOOLS: [Tool; 4] = [
+const TOOLS: [Tool; 5] = [
     Tool {
         name: "spawnwork",
         shared: &["common/src"],
@@ -104,6 +104,13 @@ const TOOLS: [Tool; 4] = [
             "WATCHTOUCH_DELAY_MS",
         ],
     },
+    Tool {
+        name: "replsock",
+        shared: &[],
+        answers: &[],
+        variables: 3,
+        own: &["REPLSOCK_DIR", "REPLSOCK_AGENT"],
+    },
 ];
 
 impl Tool {
@@ -122,6 +129,34 @@ impl Tool {
         let output = command(self.program()).arg("--help").output().unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The help of its commands, where it has some: each has options of its own.
+    fn help_of_commands(&self) -> String {
+        let mut all = String::new();
+        let help = self.help();
+        let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+        for line in commands.take_while(|line| !line.is_empty()) {
+            let name = line.split_whitespace().next().unwrap();
+            let output = command(self.program())
+                .args([name, "--help"])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{name}");
+            all += &String::from_utf8(output.stdout).unwrap();
+        }
+        all
+    }
+
+    /// What was typed, in all files that say so.
+    fn typed(&self) -> String {
+        let root = root().join("bins").join(self.name).join("src");
+        let mut all = String::new();
+        let below = std::fs::read_dir(&root).unwrap().flatten();
+        for place in below.map(|entry| entry.path()).chain([root]) {
+            all += &std::fs::read_to_string(place.join("cli.rs")).unwrap_or_default();
+        }
+        all
     }
 
     fn file(&self, name: &str) -> String {
@@ -251,12 +286,12 @@ fn options_of_page_and_help_agree() {
 }
 
 fn options_agree(tool: &Tool) {
-    let help = options_of_help(&tool.help());
+    let help = options_of_help(&(tool.help() + &tool.help_of_commands()));
     let page = options_of_page(&tool.page());
     let names = |list: Vec<&String>| list.into_iter().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(help.keys().collect()), names(page.keys().collect()));
 
-    let cli = tool.file("cli.rs");
+    let cli = tool.typed();
     for (name, (short, default)) in &help {
         let (page_short, body) = &page[name];
         assert_eq!(short, page_short, "{name}");
@@ -512,7 +547,8 @@ fn signals_of_page(tool: &Tool) -> BTreeSet<String> {
 /// Wrappers use these themselves, and pass all others on.
 #[test]
 fn signals_of_wrappers_are_those_of_the_source() {
-    for tool in &TOOLS[1..] {
+    // replsock wraps nothing: it becomes the command.
+    for tool in TOOLS[1..].iter().filter(|tool| tool.name != "replsock") {
         let run = tool.file("run.rs");
         let table = run.split("mod own_signals {").nth(1).unwrap();
         let handled: BTreeSet<String> = table
@@ -569,8 +605,12 @@ fn events_agree(tool: &Tool) {
             } else {
                 at
             };
-            let is_key =
-                |key: &&str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase());
+            let is_key = |key: &&str| {
+                key.starts_with(|first: char| first.is_ascii_lowercase())
+                    && key
+                        .bytes()
+                        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+            };
             let statement = &code[start..end];
             if statement.contains("member.fields()") {
                 keys.extend(["slot", "pid"].map(str::to_owned));

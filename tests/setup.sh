@@ -76,6 +76,7 @@ need insmod kmod
 need etcd etcd-server
 need etcdctl etcd-client
 need strace strace
+need ruby ruby
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core
 	need rotatelogs apache2-utils

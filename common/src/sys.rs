@@ -723,6 +723,16 @@ pub fn rename_to_free(from: &std::ffi::CStr, to: &std::ffi::CStr) -> io::Result<
     }
 }
 
+/// TIOCGWINSZ: columns and rows of a terminal; `None` when it is none, or does not know.
+#[must_use]
+pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    // SAFETY: a structure of four integers, for which all zeroes are a value.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one winsize to a pointer to one.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
+    (done == 0 && size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
 /// F_GETPIPE_SZ: what a pipe has room for, in bytes; `None` when it is no pipe.
 #[must_use]
 pub fn pipe_size(fd: BorrowedFd<'_>) -> Option<usize> {

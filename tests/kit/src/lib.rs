@@ -6,6 +6,7 @@
 //! | one request | [`http`] |
 //! | a server that does what no server should | [`hostile`] |
 //! | certificates | [`certs`] |
+//! | an app that replsock can reach | [`live`] |
 //! | many requests, each failure counted by its kind | [`load`] |
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
@@ -24,6 +25,7 @@ pub mod dir;
 pub mod fuse;
 pub mod hostile;
 pub mod http;
+pub mod live;
 pub mod load;
 pub mod logs;
 pub mod mount;

@@ -102,6 +102,7 @@ impl Run {
                 || name.starts_with("LOGREOPEN_")
                 || name.starts_with("WATCHTOUCH_")
                 || name.starts_with("HEARTBEAT_")
+                || name.starts_with("REPLSOCK_")
                 || name.starts_with("LISTEN_")
                 || name.starts_with("npm_")
                 || ["WEB_CONCURRENCY", "NODE_OPTIONS", "NOTIFY_SOCKET"].contains(&&*name)

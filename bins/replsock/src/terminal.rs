@@ -1,0 +1,64 @@
+//! The terminal is left as it was found, whatever ends us. A kill -9 cannot be helped: reset(1) can.
+
+use common::error::{Doing, Result};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use std::sync::{Mutex, PoisonError};
+
+static FOUND: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// As it was.
+pub fn restore() {
+    let found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(settings) = found.as_ref() {
+        let _ = tcsetattr(common::sys::standard(0), SetArg::TCSANOW, settings);
+    }
+}
+
+/// Remembers how the terminal is, and puts it back when a signal or a panic ends us. Control-C is read
+/// from what this returns, while no line is edited. To be called before any other thread exists.
+///
+/// # Errors
+/// EMFILE; EAGAIN: no further thread.
+pub fn guard() -> Result<SignalFd> {
+    if let Ok(settings) = tcgetattr(common::sys::standard(0)) {
+        *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+    }
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |what| {
+        restore();
+        before(what);
+    }));
+    let mut ends = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
+        ends.add(signal);
+    }
+    let mut interrupt = SigSet::empty();
+    interrupt.add(Signal::SIGINT);
+    let doing = "listen for signals";
+    ends.thread_block().doing(doing)?;
+    interrupt.thread_block().doing(doing)?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .stack_size(128 << 10)
+        .spawn(move || {
+            if let Ok(signal) = ends.wait() {
+                restore();
+                // The signal is blocked in each thread, and its disposition the default: this one lets it in.
+                let mut own = SigSet::empty();
+                own.add(signal);
+                let _ = own.thread_unblock();
+                common::sys::die_by(signal as i32);
+            }
+        })
+        .doing(doing)?;
+    SignalFd::with_flags(&interrupt, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).doing(doing)
+}
+
+/// Colours are wanted on this descriptor.
+#[must_use]
+pub fn colours(fd: i32) -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && nix::unistd::isatty(common::sys::standard(fd)).unwrap_or(false)
+}
