@@ -56,8 +56,10 @@ pub fn run(order: Attach) -> Result<Exit> {
     let mut link = Link::open(&target.place, &hello)?;
     let answer = link.greeting(Some(Instant::now() + GREETING))?;
     if answer.mode == "serve" {
-        let (stream, decoder) = link.into_parts();
-        return crate::serve::attach(stream, decoder, &answer);
+        return Err(Error::new(
+            &format!("talk to {}", order.reach.target),
+            "it is no agent, and this version speaks to agents only",
+        ));
     }
     if !terminal {
         // A script: the same as eval.

@@ -45,10 +45,6 @@ pub enum Command {
     Eval(Eval),
     /// Who can be reached
     Ls(Ls),
-    /// Run a program with a REPL on its stdin, on a socket
-    // Not whole yet, and so not shown.
-    #[command(hide = true)]
-    Serve(crate::serve::cli::Serve),
     /// A CPU profile of a live worker
     Prof(Prof),
     /// A heap snapshot, streamed
@@ -260,11 +256,10 @@ pub struct Env {
 }
 
 /// The names of the commands, and what else is none of ours to put `attach` before.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 9] = [
     "attach",
     "eval",
     "ls",
-    "serve",
     "prof",
     "heap",
     "stack",

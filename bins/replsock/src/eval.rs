@@ -184,7 +184,7 @@ fn hear(link: &mut Link, id: u64) -> Option<Fate> {
         if hello.mode == "serve" {
             return Some(Err(Error::new(
                 "evaluate there",
-                "it is a served program and no agent; replsock TARGET talks to it",
+                "it is no agent, and this version speaks to agents only",
             )));
         }
     }

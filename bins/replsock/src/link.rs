@@ -247,12 +247,6 @@ impl Link {
     pub fn next_answer(&mut self) -> Option<Answer> {
         self.answers.pop_front()
     }
-
-    /// To go on with as a client of `serve`.
-    #[must_use]
-    pub fn into_parts(self) -> (OwnedFd, Decoder) {
-        (self.fd, self.decoder)
-    }
 }
 
 impl AsFd for Link {

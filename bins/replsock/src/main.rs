@@ -15,7 +15,6 @@ mod inspector;
 mod link;
 mod ls;
 mod run;
-mod serve;
 mod take;
 mod target;
 mod terminal;

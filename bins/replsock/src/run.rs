@@ -7,7 +7,6 @@ use common::exit::Exit;
 /// Does what was typed.
 pub fn run(cli: Cli) -> Result<Exit> {
     match cli.command {
-        Command::Serve(order) => crate::serve::run(order),
         Command::Flame(order) => crate::flame::run(order),
         Command::Eval(order) => crate::eval::run(order),
         Command::Ls(order) => crate::ls::run(order),

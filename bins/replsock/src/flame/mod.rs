@@ -95,7 +95,6 @@ fn grow(bytes: &[u8], idle: Idle) -> std::result::Result<Tree, String> {
 ///
 /// # Errors
 /// It is no profile.
-#[allow(dead_code)]
 pub fn svg(profile: &[u8], title: &str) -> Result<String> {
     let tree = grow(profile, Idle::LeftOut).map_err(|why| Error::new("draw the profile", why))?;
     Ok(svg::draw(&tree, title))
@@ -105,7 +104,6 @@ pub fn svg(profile: &[u8], title: &str) -> Result<String> {
 ///
 /// # Errors
 /// It is no profile.
-#[allow(dead_code)]
 pub fn top(profile: &[u8]) -> Result<String> {
     let tree = grow(profile, Idle::LeftOut).map_err(|why| Error::new("read the profile", why))?;
     Ok(tree.table(ROWS))
