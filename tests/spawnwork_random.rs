@@ -111,7 +111,13 @@ fn anything(seed: u64, options: &[&str]) {
             answer.err
         );
         done.push(what);
-        load.answer(20);
+        let answered = std::panic::AssertUnwindSafe(|| load.answer(20));
+        if std::panic::catch_unwind(answered).is_err() {
+            // What is needed to find out why nobody is answered.
+            let (status, sockets) = (ctl("status json").out, Run::new("ss").arg("-tanp").finish());
+            let err = master.err().join("\n");
+            panic!("seed {seed}, {done:?}\n{status}\n{}\n{err}", sockets.out);
+        }
     }
     let last = || {
         dir.write("app.js", &GOOD.replace("VERSION", "last"));
