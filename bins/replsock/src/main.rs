@@ -18,6 +18,7 @@ mod run;
 mod take;
 mod target;
 mod terminal;
+mod whole;
 mod wire;
 
 fn main() -> std::process::ExitCode {

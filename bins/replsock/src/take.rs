@@ -4,18 +4,17 @@ use crate::audit::Trail;
 use crate::cli::{Heap, Prof, Stack};
 use crate::frames::Hello;
 use crate::link::{Came, Link, wait_for};
+use crate::whole::Whole;
 use crate::wire::{Answer, Request};
 use crate::{events, flame, inject, target, terminal};
 use common::cli::{note, print};
 use common::control::visible;
-use common::error::{Doing, Error, Result};
+use common::error::{Error, Result};
 use common::exit::Exit;
 use nix::unistd::isatty;
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// A loop that is not blocked answers within microseconds.
@@ -42,55 +41,6 @@ fn done(doing: &str, answer: Answer) -> Result<Answer> {
         return Ok(answer);
     }
     Err(Error::new(doing, visible(&answer.text)).with_exit(Exit::No))
-}
-
-/// A file of ours alone that appears whole, or not at all.
-struct Whole {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: Option<BufWriter<File>>,
-}
-
-impl Whole {
-    fn create(path: &Path) -> Result<Whole> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{:08x}", common::time::random() as u32));
-        let temporary = PathBuf::from(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)
-            .doing(&format!("write {}", path.display()))?;
-        Ok(Whole {
-            path: path.to_owned(),
-            temporary,
-            file: Some(BufWriter::new(file)),
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let doing = format!("write {}", self.path.display());
-        match &mut self.file {
-            Some(file) => file.write_all(bytes).doing(&doing),
-            None => Ok(()),
-        }
-    }
-
-    fn finish(mut self) -> Result<()> {
-        let doing = format!("write {}", self.path.display());
-        if let Some(mut file) = self.file.take() {
-            file.flush().doing(&doing)?;
-        }
-        std::fs::rename(&self.temporary, &self.path).doing(&doing)
-    }
-}
-
-impl Drop for Whole {
-    fn drop(&mut self) {
-        // After a rename there is nothing of that name.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
 }
 
 /// `replsock prof`
@@ -136,11 +86,7 @@ pub fn prof(order: Prof) -> Result<Exit> {
         .as_ref()
         .map(|profile| profile.get())
         .ok_or_else(|| Error::new(&doing, "its answer holds no profile"))?;
-    let write = |path: &Path, text: &str| {
-        let mut file = Whole::create(path)?;
-        file.write(text.as_bytes())?;
-        file.finish()
-    };
+    let write = |path: &Path, text: &str| Whole::put(path, text.as_bytes());
     if let Some(path) = &order.output {
         write(path, profile)?;
     }

@@ -5,6 +5,7 @@ mod profile;
 mod svg;
 mod tree;
 
+use crate::whole::Whole;
 use common::error::{Doing, Error, Result};
 use common::exit::Exit;
 use profile::Profile;
@@ -53,7 +54,7 @@ pub fn run(order: cli::Flame) -> Result<Exit> {
         svg::draw(&tree, &title)
     };
     match &order.output {
-        Some(path) => write_file(path, text.as_bytes())?,
+        Some(path) => Whole::put(path, text.as_bytes())?,
         None => match io::stdout().lock().write_all(text.as_bytes()) {
             Err(why) if why.kind() == io::ErrorKind::BrokenPipe => {}
             written => written.doing("write to standard output")?,
@@ -64,27 +65,6 @@ pub fn run(order: cli::Flame) -> Result<Exit> {
 
 fn is_terminal() -> bool {
     nix::unistd::isatty(common::sys::standard(1)).unwrap_or(false)
-}
-
-/// Whole or not at all, where it is a file: a browser that has it open never sees half of it.
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let doing = format!("write {}", path.display());
-    if path
-        .metadata()
-        .is_ok_and(|found| !found.file_type().is_file())
-    {
-        return File::create(path)
-            .and_then(|mut file| file.write_all(bytes))
-            .doing(&doing);
-    }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.new", std::process::id()));
-    let new = path.with_file_name(name);
-    let written = std::fs::write(&new, bytes).and_then(|()| std::fs::rename(&new, path));
-    if written.is_err() {
-        let _ = std::fs::remove_file(&new);
-    }
-    written.doing(&doing)
 }
 
 fn grow(bytes: &[u8], idle: Idle) -> std::result::Result<Tree, String> {

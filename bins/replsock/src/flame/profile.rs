@@ -152,8 +152,13 @@ impl<'de> Visitor<'de> for AnyText {
         Ok(Text(Cow::Owned(text.to_owned())))
     }
 
-    fn visit_unit<E>(self) -> Result<Text<'de>, E> {
+    fn visit_none<E>(self) -> Result<Text<'de>, E> {
         Ok(Text::default())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<Text<'de>, D::Error> {
+        // serde_json gives the bytes of a string as they are only to whoever asks for bytes.
+        from.deserialize_bytes(AnyText)
     }
 
     fn visit_seq<A: serde::de::SeqAccess<'de>>(self, _seq: A) -> Result<Text<'de>, A::Error> {
@@ -163,8 +168,7 @@ impl<'de> Visitor<'de> for AnyText {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Text<'a>, D::Error> {
-        // serde_json gives the bytes of a string as they are only to whoever asks for bytes.
-        from.deserialize_bytes(AnyText)
+        from.deserialize_option(AnyText)
     }
 }
 
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn what_is_absent_null_or_of_a_newer_node() {
-        let text = br#"{"nodes":[{"id":1,"new":[[{}]]},{"id":2.0,"callFrame":{"functionName":"","lineNumber":null},
+        let text = br#"{"nodes":[{"id":1,"new":[[{}]]},{"id":2.0,"callFrame":{"functionName":null,"url":null,"lineNumber":null},
             "hitCount":null,"children":null}],"samples":null,"endTime":1e300}"#;
         let profile = Profile::read(text).unwrap();
         let nodes = profile.nodes.unwrap();
