@@ -186,6 +186,26 @@ fn metrics_are_what_prometheus_reads() {
     beat.stop();
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
+    // What is no regular file, such as /dev/null, is not replaced by one.
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = {
+        let fifo = fifo.clone();
+        std::thread::spawn(move || std::fs::read_to_string(fifo).unwrap())
+    };
+    let piped = Run::new(PROGRAM)
+        .args(["--once", "--port", &server.port.to_string()])
+        .args(["--metrics", "fifo"])
+        .dir(dir.path())
+        .finish();
+    let kind = fifo.symlink_metadata().unwrap().file_type();
+    assert!(
+        std::os::unix::fs::FileTypeExt::is_fifo(&kind),
+        "{}",
+        piped.err
+    );
+    eventually("it came through", || reader.is_finished().then_some(()));
+    assert!(reader.join().unwrap().contains("# TYPE"));
     // One shot has written it when it ends, or says why not.
     for (file, part) in [("once.prom", ""), ("no/such/file", "metrics-failed")] {
         let found = Run::new(PROGRAM)

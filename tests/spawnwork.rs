@@ -433,6 +433,18 @@ fn a_pid_file_is_locked_and_removed_at_the_end() {
     assert!(!file.exists());
 }
 
+// As root it would be /dev/null that is replaced, and removed at the end.
+#[test]
+fn a_pid_file_takes_no_device_s_place() {
+    use std::os::unix::fs::FileTypeExt;
+    let dir = Dir::new();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let args = ["--pid-file", &text(&fifo), "-n", "1", "sleep", "1000"];
+    refused(brief(args), &["fifo", "no regular file"]);
+    assert!(fifo.symlink_metadata().unwrap().file_type().is_fifo());
+}
+
 // Edge case 28.
 #[test]
 fn a_pid_file_of_somebody_else_is_not_removed() {

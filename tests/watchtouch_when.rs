@@ -318,6 +318,17 @@ fn a_stamp_remembers_over_restarts() {
     assert_eq!(run.status, 125);
     assert!(run.err.contains("no stamp of ours"), "{}", run.err);
     assert_eq!(lines(&dir, "precious"), ["mine"]);
+    // And a device keeps its place; here it is a FIFO.
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let run = Run::new(PROGRAM)
+        .args(["f", "--since", "fifo", "--once", "--timeout", "300ms"])
+        .dir(dir.path())
+        .finish();
+    assert_eq!(run.status, 125);
+    assert!(run.err.contains("no regular file"), "{}", run.err);
+    let kind = fifo.symlink_metadata().unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&kind));
 }
 
 // Edge case 1.

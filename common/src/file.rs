@@ -55,7 +55,7 @@ impl PidFile {
     /// Writes our pid to `path`, by way of a temporary name. A stale file is taken over.
     ///
     /// # Errors
-    /// Another process holds it (named), or the directory cannot be written.
+    /// Another process holds it (named), it is no regular file, or the directory cannot be written.
     pub fn create(path: &Path) -> Result<PidFile> {
         let doing = format!("take the pid file {}", path.display());
         // A process that was killed between fork(2) and exec(2) of a child has left its lock there, for as
@@ -71,6 +71,13 @@ impl PidFile {
                 .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
                 .open(path)
             {
+                // A device (/dev/null) or a FIFO would be replaced by ours, and be gone at the end.
+                Ok(file) if !file.metadata().is_ok_and(|found| found.is_file()) => {
+                    return Err(Error::new(
+                        &doing,
+                        "it is no regular file; a file that may be replaced would do",
+                    ));
+                }
                 Ok(file) => match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                     Ok(locked) => {
                         if identity(path).ok() != fd_identity(&*locked).ok() {

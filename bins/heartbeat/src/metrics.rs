@@ -269,8 +269,12 @@ impl Writer {
 }
 
 /// Under another name, which the collector does not take (it wants `.prom`), and renamed: nobody reads
-/// half a file.
+/// half a file. What is no regular file (/dev/null, /dev/stdout) is written to as it is, and never replaced.
 fn put(path: &Path, text: &str) -> std::io::Result<()> {
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
+        return std::io::Write::write_all(&mut file, text.as_bytes());
+    }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
     let temporary = path.with_file_name(name);

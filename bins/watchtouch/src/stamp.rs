@@ -202,6 +202,12 @@ fn read(path: &Path) -> Found {
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path);
+    // It would be replaced: /dev/null by a file, for everybody.
+    if let Ok(file) = &opened {
+        if !file.metadata().is_ok_and(|found| found.is_file()) {
+            return Err("it is no regular file".to_owned());
+        }
+    }
     match opened.and_then(|file| file.take(LONGEST).read_to_string(&mut text)) {
         Ok(_) if text.is_empty() => Ok(None),
         Ok(_) => match parse(&text) {
