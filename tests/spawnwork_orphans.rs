@@ -833,11 +833,19 @@ fn an_orphan_is_ended_by_hand_as_any_process_is() {
     let mut master = service.start();
     let workers = ready(&mut master, 2);
     let long = begun_many(&service.address(), 6);
+    let channels: Vec<_> = workers.iter().map(|pid| channel(*pid)).collect();
     kill_master(&mut master);
+    // That node handles TERM shows nothing: it does so from its start. What it does after it has closed its
+    // channel, it does with our handler.
+    for (path, was) in channels {
+        eventually("its channel is closed", || {
+            (std::fs::read_link(&path).ok().as_ref() != Some(&was)).then_some(())
+        });
+    }
     for pid in &workers {
-        // It knows of its state when it listens to TERM, as it does not by itself.
-        eventually("its handler", || {
-            catches(*pid, Signal::SIGTERM).then_some(())
+        eventually("an answer of its", || {
+            let reply = get(service.address(), "/").unwrap();
+            reply.body.contains(&format!(" {pid} ")).then_some(())
         });
     }
     for pid in workers {
@@ -849,13 +857,17 @@ fn an_orphan_is_ended_by_hand_as_any_process_is() {
     }
 }
 
-fn catches(pid: i32, signal: Signal) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let mask = status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigCgt:"))
+/// Where a node worker has its channel to the master, and what is there.
+fn channel(pid: i32) -> (PathBuf, PathBuf) {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let number = environment
+        .split(|byte| *byte == 0)
+        .find_map(|pair| pair.strip_prefix(b"NODE_CHANNEL_FD="))
+        .map(String::from_utf8_lossy)
         .unwrap();
-    u64::from_str_radix(mask.trim(), 16).unwrap() & (1 << (signal as i32 - 1)) != 0
+    let path = PathBuf::from(format!("/proc/{pid}/fd/{number}"));
+    let there = std::fs::read_link(&path).unwrap();
+    (path, there)
 }
 
 fn begun_many(
