@@ -15,6 +15,8 @@ mod inspector;
 mod link;
 mod ls;
 mod run;
+mod serve;
+mod served;
 mod take;
 mod target;
 mod terminal;
