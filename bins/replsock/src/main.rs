@@ -14,6 +14,7 @@ mod inject;
 mod inspector;
 mod link;
 mod ls;
+mod modes;
 mod run;
 mod serve;
 mod served;
