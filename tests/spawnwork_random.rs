@@ -77,6 +77,11 @@ fn anything(seed: u64, options: &[&str]) {
                 deploy("throw new Error('at load');\n".to_owned());
                 "reload".to_owned()
             }
+            // With a socket for each slot a worker that is added has clients at once, and takes them along.
+            5 if options.contains(&"slots") => {
+                deploy("process.exit(3);\n".to_owned());
+                "reload nowait".to_owned()
+            }
             5 => {
                 deploy(good + "setTimeout(() => process.exit(3), 20);\n");
                 "reload nowait".to_owned()
