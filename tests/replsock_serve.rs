@@ -359,7 +359,7 @@ fn a_client_that_is_killed_leaves_no_command() {
 
 /// An input that never comes and never ends.
 fn kit_pipe() -> File {
-    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     std::mem::forget(writer);
     reader.into()
 }

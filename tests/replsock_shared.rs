@@ -138,7 +138,7 @@ fn who_does_not_keep_up_loses_it() {
 }
 
 fn pipe() -> File {
-    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     std::mem::forget(writer);
     reader.into()
 }

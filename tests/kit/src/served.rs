@@ -120,7 +120,7 @@ impl Terminal {
     /// a dash if the terminal was left raw.
     #[must_use]
     pub fn open(dir: &Path, line: &str) -> Terminal {
-        let (reader, keys) = nix::unistd::pipe().unwrap();
+        let (reader, keys) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let line = format!(
             "stty cols 80 rows 24; {line}; echo \"status $?\"; stty -a | grep -o '[-]*icanon'"
         );
