@@ -318,3 +318,37 @@ fn a_fleet_is_spread_in_the_same_order_each_time() {
     assert!(apart(&first) > 100, "{first:?}");
     assert_ne!(first, second);
 }
+
+// inotify has one watch for a directory, under however many names.
+#[test]
+fn a_directory_that_is_mounted_twice_is_listened_to_under_both_names() {
+    need_root();
+    let dir = Dir::new();
+    let at = |name: &str| dir.path().join(name);
+    for name in ["one", "two"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    for name in ["one/f", "one/g"] {
+        fs::write(at(name), "x").unwrap();
+    }
+    done(&[
+        "mount",
+        "--bind",
+        at("one").to_str().unwrap(),
+        at("two").to_str().unwrap(),
+    ]);
+    let _clean = Unmount(at("two"));
+    let run = Run::new(PROGRAM)
+        .args([at("one/f"), at("two/f"), at("two/g")])
+        .args(QUICK)
+        .args(["--no-poll", "--safety", "0"]);
+    let mut watched = Lines::start(run, &at("end"));
+    for count in 1..=3 {
+        touch_at(at("one/f"), ago(count));
+        watched.exactly("one/f", count as usize);
+        watched.exactly("two/f", count as usize);
+        touch_at(at("two/g"), ago(count));
+        watched.exactly("two/g", count as usize);
+    }
+    assert_eq!(watched.running.stop(), 0);
+}

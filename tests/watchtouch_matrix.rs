@@ -536,3 +536,70 @@ impl LastLine for String {
         self.lines().last().is_some_and(|line| line.contains(part))
     }
 }
+
+/// What is touched is told once, and nothing of what the link does not lead to any more, or not yet.
+#[test]
+fn links_switched_and_files_touched_in_any_order_tell_the_truth() {
+    let dir = Dir::new();
+    make(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    let mut lines = Lines::start(
+        Run::new(PROGRAM)
+            .arg(at("current/f"))
+            .args(["--min-gap", "0", "--settle", "0", "--safety", "0"])
+            .args(["--format", "json"]),
+        &at("end"),
+    );
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let names = ["one", "two"];
+    let (mut current, mut times) = (0, [0_u64; 2]);
+    // Each file has a time of its own that no other has had.
+    for (time, name) in (1..).zip(names) {
+        times[time - 1] = time as u64;
+        let time = std::time::Duration::from_secs(time as u64);
+        touch_at(at(name).join("f"), std::time::UNIX_EPOCH + time);
+    }
+    let mut led_to = std::collections::HashSet::from([times[0]]);
+    let wanted = |time: u64| format!("\"mtime\":{time}.");
+    for time in 10..1500_u64 {
+        match next(4) {
+            0 => {
+                current = 1 - current;
+                switch(dir.path(), names[current]);
+            }
+            way => {
+                let which = if way == 1 { 1 - current } else { current };
+                times[which] = time;
+                let time = std::time::Duration::from_secs(time);
+                touch_at(at(names[which]).join("f"), std::time::UNIX_EPOCH + time);
+            }
+        }
+        led_to.insert(times[current]);
+        let until = std::time::Instant::now() + std::time::Duration::from_micros(next(600));
+        while std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        if next(8) == 0 {
+            let wanted = wanted(times[current]);
+            eventually(&wanted, || {
+                lines.running.out().ends_with_line(&wanted).then_some(())
+            });
+        }
+    }
+    let wanted = wanted(times[current]);
+    eventually(&wanted, || {
+        lines.running.out().ends_with_line(&wanted).then_some(())
+    });
+    for line in lines.running.out().lines() {
+        let time = line.split("\"mtime\":").nth(1).unwrap();
+        let time: u64 = time.split('.').next().unwrap().parse().unwrap();
+        assert!(led_to.contains(&time), "{line}");
+    }
+    assert_eq!(lines.running.stop(), 0);
+}

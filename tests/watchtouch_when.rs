@@ -492,3 +492,49 @@ fn when_the_queue_of_inotify_runs_over_the_touch_is_not_lost() {
     watched.running.signal(Signal::SIGCONT);
     watched.exactly("/f", 1);
 }
+
+#[test]
+fn in_a_flood_of_events_a_new_directory_is_listened_to_at_once() {
+    use std::os::unix::fs::symlink;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    let (dir, other) = (Dir::new(), Dir::new());
+    let at = |name: &str| dir.path().join(name);
+    for name in ["one", "two"] {
+        std::fs::create_dir(at(name)).unwrap();
+        std::fs::write(at(name).join("f"), name).unwrap();
+        touch_at(at(name).join("f"), ago(500));
+    }
+    symlink("one", at("current")).unwrap();
+    let run = Run::new(PROGRAM).arg(at("current/f")).args([
+        "--no-poll",
+        "--min-gap",
+        "0",
+        "--settle",
+        "0",
+        "--safety",
+        "0",
+    ]);
+    let mut watched = Lines::start(run, &other.path().join("end"));
+    let quiet = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = Stop(&quiet);
+        for name in ["noise1", "noise2"] {
+            let name = dir.path().join(name);
+            let quiet = &quiet;
+            scope.spawn(move || {
+                while !quiet.load(Relaxed) {
+                    drop(std::fs::File::create(&name).unwrap());
+                }
+            });
+        }
+        symlink("two", at("link")).unwrap();
+        std::fs::rename(at("link"), at("current")).unwrap();
+        watched.exactly("current/f", 1);
+        for count in 2..=4 {
+            touch_at(at("two/f"), ago(count));
+            watched.exactly("current/f", count as usize);
+        }
+        assert_eq!(watched.running.stop(), 0);
+        drop(stop);
+    });
+}
