@@ -365,3 +365,34 @@ fn holds(dir: &Dir, name: &str, text: &str) {
         (found == text).then_some(())
     });
 }
+
+// Edge case 37: it cannot be opened to be asked for at its server.
+#[test]
+fn a_file_that_may_not_be_read_is_believed_as_it_is() {
+    kit::mount::need_root();
+    use std::os::unix::fs::PermissionsExt;
+    let (fuse, dir) = (Fuse::bindfs(), Dir::new());
+    fs::write(fuse.server().join("f"), "x").unwrap();
+    fs::set_permissions(fuse.server().join("f"), PermissionsExt::from_mode(0o000)).unwrap();
+    for path in [fuse.path().parent().unwrap(), fuse.server()] {
+        fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let run = Run::new("setpriv")
+        .args(["--reuid", "65534", "--clear-groups", PROGRAM])
+        .arg(fuse.path().join("f"))
+        .args(["--interval", "100ms", "--min-gap", "0", "--settle", "0"]);
+    let mut watched = Lines::start(run, &dir.path().join("end"));
+    for count in 1..=2 {
+        // Its owner writes to it.
+        fs::write(fuse.server().join("f"), "y".repeat(count)).unwrap();
+        watched.exactly("client/f", count);
+    }
+    assert!(
+        !watched
+            .running
+            .err()
+            .iter()
+            .any(|line| line.contains("look-failed"))
+    );
+    assert_eq!(watched.running.stop(), 0);
+}

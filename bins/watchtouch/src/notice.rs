@@ -10,7 +10,7 @@ use crate::walk::Step;
 use common::wait::{Interest, Loop};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,8 @@ const READS: usize = 32;
 /// With fewer events than that in one go, of the 128 at most that 4 KiB hold, the queue is empty.
 const FEW: usize = 12;
 
-/// Everything that may be a touch, and what may change the way. No open, no read: nothing changes by them.
+/// Everything that may be a touch, and what may change the way. No open, no read: nothing changes by them. That a
+/// directory itself is moved or removed is told by the one above it, and by IN_IGNORED.
 fn mask() -> AddWatchFlags {
     AddWatchFlags::IN_ATTRIB
         | AddWatchFlags::IN_MODIFY
@@ -39,8 +40,6 @@ fn mask() -> AddWatchFlags {
         | AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_DELETE
         | AddWatchFlags::IN_MOVE
-        | AddWatchFlags::IN_DELETE_SELF
-        | AddWatchFlags::IN_MOVE_SELF
         | AddWatchFlags::IN_ONLYDIR
         | AddWatchFlags::IN_DONT_FOLLOW
 }
@@ -146,7 +145,6 @@ impl Noise {
         let rest = SHORTEST_REST.saturating_mul(1 << self.rests.min(16));
         self.until = Some(now + rest.min(LONGEST_REST));
         self.rests += 1;
-        self.second = None;
         true
     }
 
@@ -172,6 +170,8 @@ struct Interests {
     names: HashMap<PathBuf, Vec<Wish>>,
     /// The paths of what is watched: more than one where a directory is mounted in several places.
     paths: HashMap<WatchDescriptor, Vec<PathBuf>>,
+    /// Those that may have ended without our hearing of it, for the queue ran over.
+    doubted: HashSet<WatchDescriptor>,
     noise: HashMap<PathBuf, Noise>,
 }
 
@@ -262,6 +262,7 @@ impl Notices {
         let now = Instant::now();
         let mut book = lock(&self.book);
         let mut noisy: Vec<PathBuf> = Vec::new();
+        let doubted: HashSet<WatchDescriptor>;
         // Who is asked for first: what happens as soon as a watch stands must find someone to wake.
         let unwanted: Vec<PathBuf> = {
             let mut interests = lock(&self.interests);
@@ -285,10 +286,12 @@ impl Notices {
                 }
             }
             interests.names.retain(|_, wishes| !wishes.is_empty());
+            doubted = interests.doubted.clone();
             let Interests {
                 names,
                 noise,
                 paths,
+                ..
             } = &mut *interests;
             noise.retain(|path, _| names.contains_key(path));
             let rests = |(path, noise): (&PathBuf, &Noise)| noise.rests(now).then(|| path.clone());
@@ -319,7 +322,8 @@ impl Notices {
             let found = &step.attributes;
             let who = (found.dev, found.ino, found.btime);
             let known = book.watched.get(&step.directory).copied();
-            if known.is_some_and(|(known, _)| known == who) && !rearm {
+            let sure = |(known, watch)| known == who && !doubted.contains(&watch);
+            if known.is_some_and(sure) && !rearm {
                 continue;
             }
             if known.is_some_and(|(known, _)| known != who) {
@@ -327,6 +331,10 @@ impl Notices {
             }
             match self.watch(&mut book, &step.directory) {
                 Ok(watch) => {
+                    if known.is_some_and(|(_, known)| known != watch) {
+                        // That one has ended.
+                        self.unwatch(&mut book, &step.directory);
+                    }
                     book.watched.insert(step.directory.clone(), (who, watch));
                     if known != Some((who, watch)) {
                         self.wake_others(file, &step.directory);
@@ -363,6 +371,7 @@ impl Notices {
         }
         let watch = queue.add_watch(directory, mask())?;
         let mut interests = lock(&self.interests);
+        interests.doubted.remove(&watch);
         let paths = interests.paths.entry(watch).or_default();
         if !paths.iter().any(|path| path == directory) {
             paths.push(directory.to_owned());
@@ -382,6 +391,7 @@ impl Notices {
                     let over = paths.is_empty();
                     if over {
                         interests.paths.remove(&watch);
+                        interests.doubted.remove(&watch);
                     }
                     over
                 }
@@ -440,6 +450,7 @@ impl Interests {
         // The queue ran over: anything may have happened.
         if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
             heard.fill(Heard::Way);
+            self.doubted.extend(self.paths.keys());
             return;
         }
         // Of a directory that nobody wants any more, or of one whose first look is still to come.
@@ -462,12 +473,14 @@ impl Interests {
         }
         if event.mask.contains(AddWatchFlags::IN_IGNORED) {
             self.paths.remove(&event.wd);
+            self.doubted.remove(&event.wd);
         } else if for_nothing && !always {
             let now = Instant::now();
             let Interests {
                 names,
                 paths,
                 noise,
+                ..
             } = self;
             for path in paths.get(&event.wd).into_iter().flatten() {
                 // Looked for first: this happens often, and a key is a copy of the path.
