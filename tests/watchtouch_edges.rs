@@ -8,11 +8,12 @@
 
 use kit::mount::{Mounted, need_root};
 use kit::touch::{Lines, ago, touch, touch_at};
-use kit::{Dir, Run, Running, field};
+use kit::{Dir, Run, Running, eventually, field};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_watchtouch");
 const QUICK: [&str; 4] = ["--min-gap", "0", "--settle", "10ms"];
@@ -511,5 +512,73 @@ fn what_was_touched_before_its_file_system_was_mounted_is_told_by_the_stamp() {
         done(&["mount", "--bind", from, to]);
         watched.exactly("point/f", touched);
         assert_eq!(watched.running.stop(), 0);
+    }
+}
+
+/// Two may look at a file: a thread that goes the whole way, and the loop, at the file alone. Here the first is held
+/// up on its way.
+#[test]
+fn what_is_seen_late_is_not_taken_for_news() {
+    let other = Dir::new();
+    let shim = other.path().join("statx_held.so");
+    let built = Run::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .args([&shim])
+        .args([kit::app("statx_held.c")])
+        .arg("-ldl")
+        .finish();
+    assert_eq!(built.status, 0, "{}", built.err);
+    let gate = other.path().join("gate");
+    let waits = other.path().join("gate.waits");
+    for (held, changed) in [
+        // The link is read, and switched while its file is asked for.
+        ("one/f", "current"),
+        // The file is asked for, and touched before the answer.
+        ("one/f", "f"),
+        ("/current", "current"),
+    ] {
+        let dir = Dir::new();
+        let at = |name: &str| dir.path().join(name);
+        for (name, seconds) in [("one", 500), ("two", 600)] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("f"), name).unwrap();
+            touch_at(at(name).join("f"), ago(seconds));
+        }
+        symlink("one", at("current")).unwrap();
+        let run = Run::new(PROGRAM)
+            .arg(at("current/f"))
+            .args(["--min-gap", "0", "--settle", "0", "--safety", "0"])
+            .args(["--format", "json"])
+            .env("LD_PRELOAD", &shim)
+            .env("STATX_HELD", held)
+            .env("STATX_GATE", &gate);
+        let mut running = run.start();
+        running.event("ready");
+        fs::write(&gate, "").unwrap();
+        running.signal(Signal::SIGHUP);
+        eventually("a look that is held up", || waits.exists().then_some(()));
+        let last = if changed == "current" {
+            symlink("two", at("link")).unwrap();
+            fs::rename(at("link"), at("current")).unwrap();
+            // Not the file any more, though the thread that looks is still on its way to it.
+            touch_at(at("one/f"), std::time::UNIX_EPOCH + Duration::from_secs(7));
+            "two"
+        } else {
+            touch_at(at("one/f"), std::time::UNIX_EPOCH + Duration::from_secs(8));
+            "one"
+        };
+        let end = |text: &str| running.out().contains(text);
+        fs::remove_file(&gate).unwrap();
+        // What is done after that is seen, and before it the truth alone.
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(9);
+        eventually("the first change", || {
+            (!running.out().is_empty()).then_some(())
+        });
+        touch_at(at(last).join("f"), time);
+        eventually("the last touch", || end("\"mtime\":9.").then_some(()));
+        let out = running.out();
+        assert!(!out.contains("\"mtime\":7."), "{held} {changed}: {out}");
+        assert_eq!(out.lines().count(), 2, "{held} {changed}: {out}");
+        assert_eq!(running.stop(), 0);
     }
 }

@@ -822,6 +822,9 @@ impl Watching {
     }
 
     fn splay(&self) -> Duration {
+        if self.plan.splay.is_zero() {
+            return Duration::ZERO;
+        }
         let share = match self.plan.splay_by {
             SplayBy::Random => (common::time::random() >> 11) as f64 / (1u64 << 53) as f64,
             SplayBy::Host => {

@@ -557,6 +557,17 @@ mod tests {
             assert_eq!(kinds, wanted, "{orders:?}");
             assert_eq!(orders[7].0 - orders[6].0, 10_000, "{orders:?}");
         }
+        // Heard of once more while it is held.
+        let brief = Policy {
+            min_gap: MS * 30,
+            ..at_once
+        };
+        let orders = looping(brief, &[25, 33], &[0]);
+        let kinds: Vec<Order> = orders.iter().map(|(_, order)| *order).collect();
+        let mut wanted = vec![start(1); 6];
+        wanted.extend([hold, start(2), Order::SelfTouch]);
+        assert_eq!(kinds, wanted, "{orders:?}");
+        assert_eq!(orders[7].0 - orders[6].0, 10_000, "{orders:?}");
         // The gap may be longer than that.
         let long = Policy {
             min_gap: MS * 20_000,
