@@ -563,7 +563,7 @@ mod tests {
             ..at_once
         };
         let orders = looping(brief, &[25, 33], &[0]);
-        let kinds: Vec<Order> = orders.iter().map(|(_, order)| *order).collect();
+        let kinds: Vec<Order> = orders.iter().take(9).map(|(_, order)| *order).collect();
         let mut wanted = vec![start(1); 6];
         wanted.extend([hold, start(2), Order::SelfTouch]);
         assert_eq!(kinds, wanted, "{orders:?}");
