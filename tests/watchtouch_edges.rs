@@ -511,6 +511,11 @@ fn what_was_touched_before_its_file_system_was_mounted_is_told_by_the_stamp() {
         watched.exactly("point/f", 0);
         done(&["mount", "--bind", from, to]);
         watched.exactly("point/f", touched);
+        // It has been seen, and is kept: two files are there.
+        eventually("the stamp", || {
+            let stamp = fs::read_to_string(at("stamp")).unwrap_or_default();
+            (stamp.matches("\nthere ").count() == 2).then_some(())
+        });
         assert_eq!(watched.running.stop(), 0);
     }
 }
