@@ -126,11 +126,15 @@ fn anything(seed: u64, options: &[&str]) {
     eventually("a good deploy", last);
     eventually("all is well", || (ctl("status").status == 0).then_some(()));
     let tally = load.stop();
+    // With what is needed to find out whose it was.
+    let whole = || master.err().join("\n");
     assert_eq!(
         tally.failures(),
         0,
-        "seed {seed}, {done:?}: {:?}",
-        tally.failed
+        "seed {seed}, {done:?}: {:?}, {:?}\n{}",
+        tally.failed,
+        tally.broken,
+        whole()
     );
     assert_eq!(master.stop(), 0, "seed {seed}, {done:?}");
     let err = master.err().join("\n");
