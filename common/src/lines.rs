@@ -384,7 +384,7 @@ impl Pump {
 /// How many newlines.
 #[must_use]
 pub fn count(bytes: &[u8]) -> u64 {
-    memchr::memchr_iter(b'\n', bytes).count() as u64
+    crate::sys::count_byte(b'\n', bytes)
 }
 
 /// Calls `each` with every line of a run, its newline included.
@@ -612,6 +612,14 @@ mod tests {
     }
 
     #[test]
+    fn newlines_are_counted_however_many() {
+        for length in [0, 1, 31, 32, 33, 32 * 255, 32 * 255 + 1, 100_000] {
+            assert_eq!(count(&b"\n".repeat(length)), length as u64);
+            assert_eq!(count(&b"x".repeat(length)), 0);
+        }
+    }
+
+    #[test]
     fn the_last_lines() {
         let mut last = LastLines::new(3, 4);
         last.push(b"1\n2\n3\n4444444\n");
@@ -714,6 +722,7 @@ mod tests {
             buffer in 1usize..64,
         ) {
             let chunks: Vec<&[u8]> = text.chunks(size).collect();
+            prop_assert_eq!(count(&text), text.iter().filter(|byte| **byte == b'\n').count() as u64);
             let runs = through(&chunks, buffer, 1000);
             let mut expected = text.clone();
             if expected.last().is_some_and(|byte| *byte != b'\n') {

@@ -153,7 +153,8 @@ fn is_running(thread: i32) -> bool {
 fn is_slow(thread: i32) -> bool {
     let known = [&b"futex_"[..], b"balance_dirty_pages"];
     let waits = |at: Vec<u8>| known.iter().any(|name| at.starts_with(name));
-    is_running(thread) || of_thread(thread, "wchan").is_ok_and(waits)
+    // Twice, for between the first two looks it may have woken up.
+    is_running(thread) || of_thread(thread, "wchan").is_ok_and(waits) || is_running(thread)
 }
 
 /// A writer as the loop sees it.
