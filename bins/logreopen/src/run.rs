@@ -617,8 +617,9 @@ impl Pumping {
             }
         }
         let stream = &mut self.streams[index];
-        let mut inner = self.outputs[stream.output].shared.lock();
-        let room = inner.room(now);
+        let shared = &self.outputs[stream.output].shared;
+        let mut inner = shared.lock();
+        let room = shared.room(&mut inner, now);
         stream.held = match room {
             Room::Yes => None,
             Room::Later(then) => Some(Some(then)),

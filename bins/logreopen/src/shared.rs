@@ -10,6 +10,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -120,14 +121,6 @@ pub struct Inner {
 }
 
 impl Inner {
-    /// See [`Queue::room`].
-    pub fn room(&mut self, now: Instant) -> Room {
-        let (thread, well) = (self.thread, self.stats.trouble.is_none());
-        let idle = self.idle;
-        self.queue
-            .room(now, &mut || well && (idle || is_slow(thread)))
-    }
-
     /// The writer was busy with one thing for so long that it may hang, and does not only want for processor.
     #[must_use]
     pub fn hangs(&self, now: Instant) -> bool {
@@ -165,6 +158,10 @@ pub struct Shared {
     /// The writer waits for it.
     call: EventFd,
     alarm: TimerFd,
+    /// Who wants the lock and has not got it. In /proc a thread that has only just fallen asleep for it cannot be
+    /// told from one that hangs: the scheduler may keep it in its queue for a while (since Linux 6.12), and then
+    /// `wchan` is 0.
+    claims: AtomicU32,
 }
 
 /// Buffers that the writer keeps for the loop.
@@ -197,12 +194,27 @@ impl Shared {
                 ClockId::CLOCK_MONOTONIC,
                 TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
             )?,
+            claims: AtomicU32::new(0),
         })
     }
 
     /// Neither side ever holds it over a system call that can wait.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claims.fetch_add(1, Ordering::SeqCst);
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.claims.fetch_sub(1, Ordering::SeqCst);
+        inner
+    }
+
+    /// See [`Queue::room`].
+    pub fn room(&self, inner: &mut Inner, now: Instant) -> Room {
+        let (thread, well) = (inner.thread, inner.stats.trouble.is_none());
+        let idle = inner.idle;
+        // We hold the lock, so whoever claims it is the writer, which waits for us and nothing else.
+        let claimed = || self.claims.load(Ordering::SeqCst) > 0;
+        // Asked again after a look into /proc, during which it may have woken up.
+        let slow = || idle || claimed() || is_slow(thread) || claimed();
+        inner.queue.room(now, &mut || well && slow())
     }
 
     /// Wakes the writer, if it has nothing to do.
