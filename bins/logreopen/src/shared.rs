@@ -124,7 +124,9 @@ impl Inner {
     /// The writer was busy with one thing for so long that it may hang, and does not only want for processor.
     #[must_use]
     pub fn hangs(&self, now: Instant) -> bool {
-        self.away.is_some_and(|since| since + WATCH <= now) && !is_running(self.thread)
+        let longer_than = |length| self.away.is_some_and(|since| since + length <= now);
+        // One that gets no processor for long holds the program up as well.
+        longer_than(WATCH) && (longer_than(WATCH * 3) || !is_running(self.thread))
     }
 }
 
