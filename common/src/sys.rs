@@ -671,6 +671,49 @@ pub fn return_memory() {
     }
 }
 
+/// How often `byte` is there. By vectors, where the processor certainly has them: memchr's count adds up bit by bit
+/// without the `popcnt` of newer ones, and was 8 % of what logreopen spends on a GB; this is 3 %.
+#[cfg(target_arch = "x86_64")]
+#[must_use]
+pub fn count_byte(byte: u8, bytes: &[u8]) -> u64 {
+    use std::arch::x86_64::{
+        __m128i, _mm_add_epi64, _mm_cmpeq_epi8, _mm_cvtsi128_si64, _mm_loadu_si128, _mm_sad_epu8,
+        _mm_set1_epi8, _mm_setzero_si128, _mm_sub_epi8, _mm_unpackhi_epi64,
+    };
+    const WIDTH: usize = size_of::<__m128i>();
+    let rows = bytes.chunks_exact(WIDTH * 2);
+    let rest = rows.remainder();
+    let rows = &bytes[..bytes.len() - rest.len()];
+    // SAFETY: SSE2 is part of x86_64. Each load reads the 16 bytes at an address that need not be aligned, both of
+    // them within the slice `row`, which chunks_exact makes 32 bytes long. All else is arithmetic on values.
+    let total = unsafe {
+        let (wanted, zero) = (_mm_set1_epi8(byte as i8), _mm_setzero_si128());
+        let mut total = zero;
+        // A lane of eight bits counts to 255.
+        for block in rows.chunks(WIDTH * 2 * 255) {
+            let (mut even, mut odd) = (zero, zero);
+            for row in block.chunks_exact(WIDTH * 2) {
+                let at = row.as_ptr().cast::<__m128i>();
+                // Equal is -1.
+                even = _mm_sub_epi8(even, _mm_cmpeq_epi8(_mm_loadu_si128(at), wanted));
+                odd = _mm_sub_epi8(odd, _mm_cmpeq_epi8(_mm_loadu_si128(at.add(1)), wanted));
+            }
+            total = _mm_add_epi64(total, _mm_sad_epu8(even, zero));
+            total = _mm_add_epi64(total, _mm_sad_epu8(odd, zero));
+        }
+        let high = _mm_unpackhi_epi64(total, total);
+        _mm_cvtsi128_si64(_mm_add_epi64(total, high))
+    };
+    total as u64 + memchr::memchr_iter(byte, rest).count() as u64
+}
+
+/// How often `byte` is there.
+#[cfg(not(target_arch = "x86_64"))]
+#[must_use]
+pub fn count_byte(byte: u8, bytes: &[u8]) -> u64 {
+    memchr::memchr_iter(byte, bytes).count() as u64
+}
+
 /// Lets go of the code that was only needed to start: all pages of programs and libraries that are mapped
 /// to be executed. What is run from now on comes back from the page cache, 64 KiB around each fault.
 pub fn forget_start() {
