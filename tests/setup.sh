@@ -122,6 +122,14 @@ if [ -n "$missing" ]; then
 	fi
 fi
 
+# Not every system has one. The test that needs it (replsock_browser) fails then, and no other does.
+if ! command -v chromium >/dev/null 2>&1; then
+	say "installing: chromium"
+	missing=chromium
+	{ install_packages || { apt-get update -q && install_packages; }; } >&2 ||
+		say "chromium cannot be installed here: the test replsock_browser will fail"
+fi
+
 # ---- npm packages, in the cache ----
 
 npm_install() { # npm_install DIRECTORY PACKAGE...
