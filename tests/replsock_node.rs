@@ -511,3 +511,32 @@ fn a_heap_snapshot_is_whole() {
         assert_eq!(live.value("counter"), "5");
     }
 }
+
+#[test]
+fn threads_of_the_app_are_not_meant() {
+    // Though this one is given what the agent is told by: it has no socket, and no harm.
+    let app = "const { Worker } = require('worker_threads');\n\
+        globalThis.counter = 5;\n\
+        const agent = Object.keys(require.cache).find((name) => name.endsWith('agent.cjs'));\n\
+        const told = JSON.stringify({ app: 'shop', dir: process.env.REPLSOCK_DIR });\n\
+        const thread = new Worker(`require('worker_threads').parentPort.postMessage([Boolean(globalThis[Symbol.for('replsock.agent')]), process.umask()]); setInterval(() => {}, 1000)`,\n\
+        { eval: true, env: { ...process.env, REPLSOCK_AGENT: told, NODE_OPTIONS: `--require=${agent}` } });\n\
+        thread.on('message', (said) => { globalThis.said = JSON.stringify(said); });\n\
+        thread.on('error', (why) => { globalThis.said = String(why); });\n";
+    for version in NODES {
+        let node = node(version);
+        let live = Live::start(
+            PROGRAM,
+            &[("app.js", app)],
+            &[node.to_str().unwrap(), "app.js"],
+        );
+        let socket = live.socket();
+        let said = eventually("the thread's word", || {
+            let said = live.value("String(globalThis.said)");
+            (said != "undefined").then_some(said)
+        });
+        assert!(said.starts_with("[false,"), "{version}: {said}");
+        let names = std::fs::read_dir(socket.parent().unwrap()).unwrap().count();
+        assert_eq!(names, 1, "{version}");
+    }
+}

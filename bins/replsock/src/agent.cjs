@@ -21,7 +21,9 @@
   }
   const told = env.REPLSOCK_AGENT;
   forget();
-  if (!require('worker_threads').isMainThread) return;
+  // The app's threads are not meant. They may not change the directory, which is marked (in Node 16 to 26, measured);
+  // to ask worker_threads would cost half a megabyte in each process. Unmarked, umask() below throws there.
+  if (process.chdir.disabled) return;
 
   const fs = require('fs');
   const path = require('path');
@@ -120,13 +122,14 @@
   function listen(same) {
     const suffix = attempt && !same ? `-${attempt}` : '';
     sockname = path.join(directory, `${process.pid}${suffix}.sock`);
-    const before = process.umask(0o177);
+    let before;
     try {
+      before = process.umask(0o177);
       // Exclusive: in a cluster's worker it would be the primary's socket, and shared by all.
       server.listen({ path: reach(sockname), exclusive: true });
     } catch {
     } finally {
-      process.umask(before);
+      if (before !== undefined) process.umask(before);
     }
     // Node's own cluster refs it again while it binds.
     server.unref();
