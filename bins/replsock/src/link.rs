@@ -125,7 +125,13 @@ impl Link {
             match nix::unistd::write(&self.fd, bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(nix::Error::EINTR) => {}
-                Err(why) => return Err(self.lost(describe(&why.into()))),
+                Err(why) => {
+                    // It may have said why, before it closed.
+                    while wait_for(&[self.fd.as_fd()], Some(Instant::now()))?.contains(&true) {
+                        self.read()?;
+                    }
+                    return Err(self.lost(describe(&why.into())));
+                }
             }
         }
         Ok(())
