@@ -16,6 +16,8 @@ mod link;
 mod ls;
 mod room;
 mod run;
+mod serve;
+mod served;
 mod take;
 mod target;
 mod terminal;

@@ -102,7 +102,7 @@ pub fn prof(order: Prof) -> Result<Exit> {
 
 /// Waits, and says how long on a terminal; Control-C ends it early, the profile is kept.
 fn count_down(link: &Link, length: Duration) -> Result<()> {
-    let interrupts = terminal::guard()?;
+    let interrupts = terminal::guard(&[])?;
     let shown = isatty(common::sys::standard(2)).unwrap_or(false);
     let end = Instant::now() + length;
     loop {

@@ -352,6 +352,11 @@ pub fn all(reach: &Reach) -> Result<Vec<Target>> {
     Ok(found.iter().map(Target::from).collect())
 }
 
+/// A path or an address, and no name.
+pub fn is_place(text: &str) -> bool {
+    text.starts_with("tcp:") || as_path(text).is_some()
+}
+
 fn as_path(text: &str) -> Option<PathBuf> {
     if let Some(path) = text.strip_prefix("unix:") {
         return Some(path.into());

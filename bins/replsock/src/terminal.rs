@@ -3,9 +3,10 @@
 use common::error::{Doing, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use std::sync::{Mutex, PoisonError};
 
+/// As it was found; the first one counts.
 static FOUND: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// As it was.
@@ -16,12 +17,21 @@ pub fn restore() {
     }
 }
 
+/// Every key goes to the other side as it is. [`restore`] undoes it.
+pub fn raw() {
+    let terminal = common::sys::standard(0);
+    if let Ok(mut settings) = tcgetattr(terminal) {
+        cfmakeraw(&mut settings);
+        let _ = tcsetattr(terminal, SetArg::TCSADRAIN, &settings);
+    }
+}
+
 /// Remembers how the terminal is, and puts it back when a signal or a panic ends us. Control-C is read
-/// from what this returns, while no line is edited. To be called before any other thread exists.
+/// from what this returns, while no line is edited, and `more`. To be called before any other thread exists.
 ///
 /// # Errors
 /// EMFILE; EAGAIN: no further thread.
-pub fn guard() -> Result<SignalFd> {
+pub fn guard(more: &[Signal]) -> Result<SignalFd> {
     if let Ok(settings) = tcgetattr(common::sys::standard(0)) {
         *FOUND.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
     }
@@ -36,6 +46,9 @@ pub fn guard() -> Result<SignalFd> {
     }
     let mut interrupt = SigSet::empty();
     interrupt.add(Signal::SIGINT);
+    for signal in more {
+        interrupt.add(*signal);
+    }
     let doing = "listen for signals";
     ends.thread_block().doing(doing)?;
     interrupt.thread_block().doing(doing)?;

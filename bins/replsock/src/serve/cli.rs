@@ -1,0 +1,38 @@
+//! What was typed behind `serve`.
+
+use clap::Args;
+use clap::builder::BoolishValueParser;
+use common::cli::{count, duration, log_format};
+use common::event::Format;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `replsock serve`
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Where it listens; its directory must be closed to others' writes
+    #[arg(value_name = "SOCKET")]
+    pub socket: PathBuf,
+    /// A terminal for each client
+    #[arg(long, env = "REPLSOCK_PTY", value_parser = BoolishValueParser::new(), hide_env = true, conflicts_with = "pipe")]
+    pub pty: bool,
+    /// Pipes for each client
+    #[arg(long, env = "REPLSOCK_PIPE", value_parser = BoolishValueParser::new(), hide_env = true)]
+    pub pipe: bool,
+    /// As many at once; more are told that it is busy
+    #[arg(long, value_name = "N", env = "REPLSOCK_MAX_CLIENTS", hide_env = true, value_parser = count, default_value = "100")]
+    pub max_clients: u32,
+    /// Leave a client in which nothing moves; 0: never
+    #[arg(long, value_name = "D", env = "REPLSOCK_IDLE", hide_env = true, value_parser = duration, default_value = "0")]
+    pub idle: Duration,
+    /// Of events: text, json, journal
+    #[arg(long, value_name = "FORMAT", env = "REPLSOCK_LOG_FORMAT", hide_env = true, value_parser = log_format)]
+    pub log_format: Option<Format>,
+    /// Only warnings and errors
+    #[arg(short, long, env = "REPLSOCK_QUIET", hide_env = true, value_parser = BoolishValueParser::new())]
+    pub quiet: bool,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
