@@ -263,6 +263,33 @@ fn a_flood_leaves_the_loop_its_time() {
 }
 
 #[test]
+fn to_show_a_value_is_of_a_clients_share_too() {
+    // 2 % of the loop's time, of which it has a little at once: what is slow to show comes slowly.
+    let live = live("20");
+    let socket = live.socket();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let lines = "'x'.repeat(4e5)\n".repeat(250);
+    stream.write_all(lines.as_bytes()).unwrap();
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut answers = 0;
+    let mut until = None;
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    while until.is_none_or(|until| std::time::Instant::now() < until) {
+        let Ok(count) = stream.read(&mut buffer) else {
+            continue;
+        };
+        answers += buffer[..count]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        let _ = until.get_or_insert_with(|| std::time::Instant::now() + Duration::from_secs(4));
+    }
+    assert!(answers < 60, "{answers} in four seconds");
+}
+
+#[test]
 fn nodes_own_cluster_has_its_workers_reached() {
     let app = "const cluster = require('cluster');\n\
         if (cluster.isMaster) { cluster.fork(); cluster.fork(); setTimeout(() => cluster.fork(), 300); }\n\

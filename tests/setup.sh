@@ -86,6 +86,7 @@ if [ "${1:-}" = bench ]; then
 	need s6-log s6
 	need inotifywait inotify-tools
 	need entr entr
+	need dtach dtach
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi

@@ -480,7 +480,7 @@
       };
       // Not within the app's own turn, where a promise settles.
       if (sync) fate();
-      else setImmediate(fate);
+      else setImmediate(() => charge(fate));
     });
     sync = false;
     setImmediate(() => setImmediate(() => {
@@ -728,6 +728,14 @@
   let counted = Date.now();
   let busy = false;
   const waiting = [];
+  // A debt is at most what is waited for a second.
+  function charge(job) {
+    const begun = process.hrtime.bigint();
+    try {
+      job();
+    } catch {}
+    budget = Math.max(-SHARE * 1000, budget - Number(process.hrtime.bigint() - begun) / 1e6);
+  }
   function soon(job) {
     waiting.push(job);
     if (!busy) next();
@@ -743,11 +751,7 @@
     budget = Math.min(BURST, budget + (now - counted) * SHARE);
     counted = now;
     const run = () => {
-      const begun = process.hrtime.bigint();
-      try {
-        job();
-      } catch {}
-      budget = Math.max(-SHARE * 1000, budget - Number(process.hrtime.bigint() - begun) / 1e6);
+      charge(job);
       next();
     };
     // From setImmediate: an evaluation out of a socket's callback can hang the app when it is ended.
@@ -780,6 +784,8 @@
       this.length = 0;
       this.text = '';
       this.pending = new Set();
+      this.turn = false; // an evaluation is under way
+      this.queue = [];
       this.ended = false;
       this.gone = false;
       socket.on('error', () => this.drop());
@@ -929,9 +935,9 @@
           }
           evaluate(this, request, (result) => {
             this.pending.delete(request);
-            this.turn = null;
-            answer(result);
             const following = this.queue.shift();
+            this.turn = Boolean(following);
+            answer(result);
             if (following) following();
             this.flow();
             this.leave();
@@ -939,11 +945,8 @@
         });
       };
       if (this.turn) this.queue.push(run);
-      else {
-        this.queue = this.queue || [];
-        run();
-      }
-      this.turn = request;
+      else run();
+      this.turn = true;
     }
 
     ask(request) {
