@@ -77,6 +77,7 @@ need etcd etcd-server
 need etcdctl etcd-client
 need strace strace
 need ruby ruby
+need sqlite3 sqlite3
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core
 	need rotatelogs apache2-utils

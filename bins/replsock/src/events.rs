@@ -18,6 +18,12 @@ pub const CLIENT_REFUSED: &str = "client-refused";
 pub const CLIENT_LEFT: &str = "client-left";
 /// A client's command has ended.
 pub const COMMAND_ENDED: &str = "command-ended";
+/// The shared command runs.
+pub const COMMAND_STARTED: &str = "command-started";
+/// The shared command could not be executed.
+pub const COMMAND_FAILED: &str = "command-failed";
+/// A session is not recorded.
+pub const RECORD_FAILED: &str = "record-failed";
 /// Nobody is accepted for a moment.
 pub const ACCEPT_PAUSED: &str = "accept-paused";
 /// The socket was removed, and made anew.

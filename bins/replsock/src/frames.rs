@@ -94,8 +94,7 @@ pub fn put(out: &mut Vec<u8>, kind: Kind, body: &[u8]) {
 }
 
 /// The same in a buffer of its own.
-#[must_use]
-#[allow(dead_code)]
+#[cfg(test)]
 pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(body.len() + HEAD);
     put(&mut out, kind, body);
@@ -104,7 +103,6 @@ pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
 
 /// The body of [`Kind::Winch`].
 #[must_use]
-#[allow(dead_code)]
 pub fn size_body(columns: u16, rows: u16) -> [u8; 4] {
     let ([a, b], [c, d]) = (columns.to_le_bytes(), rows.to_le_bytes());
     [a, b, c, d]
@@ -112,7 +110,6 @@ pub fn size_body(columns: u16, rows: u16) -> [u8; 4] {
 
 /// Columns and rows of the body of [`Kind::Winch`].
 #[must_use]
-#[allow(dead_code)]
 pub fn size_of_body(body: &[u8]) -> Option<(u16, u16)> {
     match body {
         [a, b, c, d] => Some((u16::from_le_bytes([*a, *b]), u16::from_le_bytes([*c, *d]))),
@@ -156,8 +153,7 @@ impl Decoder {
     }
 
     /// Bytes that are no whole frame yet.
-    #[must_use]
-    #[allow(dead_code)]
+    #[cfg(test)]
     pub fn pending(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -327,7 +323,6 @@ pub struct Hello {
 impl Hello {
     /// As the body of a frame.
     #[must_use]
-    #[allow(dead_code)]
     pub fn body(&self) -> Vec<u8> {
         // A structure of numbers and strings can always be written.
         serde_json::to_vec(self).unwrap_or_default()
@@ -335,7 +330,6 @@ impl Hello {
 
     /// Out of the body of a frame.
     #[must_use]
-    #[allow(dead_code)]
     pub fn read(body: &[u8]) -> Option<Hello> {
         serde_json::from_slice(body).ok()
     }

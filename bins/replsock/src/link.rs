@@ -151,13 +151,9 @@ impl Link {
             match nix::unistd::write(&self.fd, bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(nix::Error::EINTR) => {}
-                Err(why) => {
-                    // It may have said why, before it closed.
-                    while wait_for(&[self.fd.as_fd()], Some(Instant::now()))?.contains(&true) {
-                        self.read()?;
-                    }
-                    return Err(self.lost(describe(&why.into())));
-                }
+                // What it said before it closed, or that it closed, is read next.
+                Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => return Ok(()),
+                Err(why) => return Err(self.lost(describe(&why.into()))),
             }
         }
         Ok(())
@@ -231,10 +227,21 @@ impl Link {
         let count = match nix::unistd::read(&self.fd, &mut buffer) {
             Ok(0) => {
                 self.garbled |= self.hello.is_none();
+                if self
+                    .hello
+                    .as_ref()
+                    .is_some_and(|hello| hello.mode == "serve")
+                {
+                    return Err(self.lost("a command is served there, and no agent"));
+                }
                 return Err(self.lost("the process ended, or closed the connection"));
             }
             Ok(count) => count,
             Err(nix::Error::EINTR) => return Ok(()),
+            Err(nix::Error::ECONNRESET) => {
+                self.garbled |= self.hello.is_none();
+                return Err(self.lost("the process ended, or closed the connection"));
+            }
             Err(why) => return Err(self.lost(describe(&why.into()))),
         };
         self.decoder.push(&buffer[..count]);

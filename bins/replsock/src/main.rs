@@ -14,6 +14,7 @@ mod inject;
 mod inspector;
 mod link;
 mod ls;
+mod modes;
 mod room;
 mod run;
 mod serve;

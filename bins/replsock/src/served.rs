@@ -3,6 +3,7 @@
 use crate::cli::Reach;
 use crate::frames::{self, Hello, Kind, Piece, Stream};
 use crate::link::Link;
+use crate::modes::Modes;
 use crate::serve::Queue;
 use crate::terminal;
 use common::cli::note;
@@ -81,6 +82,7 @@ pub fn run(link: Link, hello: &Hello, order: Order<'_>) -> Result<Exit> {
         shared: hello.shared,
         input: matches!(order.input, Input::Stdin),
         deadline: order.timeout.map(|limit| Instant::now() + limit),
+        modes: Modes::default(),
         quiet: None,
     };
     if mode == Mode::Raw {
@@ -141,6 +143,8 @@ struct Session {
     /// There may be more of it.
     input: bool,
     deadline: Option<Instant>,
+    /// What the command has switched on in our terminal.
+    modes: Modes,
     /// Our input is over, and since then nothing came.
     quiet: Option<Instant>,
 }
@@ -237,6 +241,9 @@ impl Session {
             };
             match piece {
                 Piece::Data(part) => {
+                    if self.mode == Mode::Raw && self.modes.see(part) {
+                        terminal::at_rest(self.modes.undo());
+                    }
                     if !write_all(1, part)? {
                         break Some(Way::NobodyReads);
                     }

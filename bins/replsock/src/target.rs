@@ -116,7 +116,12 @@ pub fn survey(app: Option<&str>) -> Result<Vec<Found>> {
     let mut links = Vec::new();
     let mut list = Vec::new();
     for (name, path) in paths {
-        let link = Link::open(&Place::Unix(path.clone()), &Hello::default());
+        // Where a command is served, that starts none.
+        let hello = Hello {
+            mode: "json".to_owned(),
+            ..Hello::default()
+        };
+        let link = Link::open(&Place::Unix(path.clone()), &hello);
         let named = path.file_stem().and_then(|stem| stem.to_str());
         let mut found = Found {
             app: name,
@@ -288,7 +293,7 @@ pub fn all(reach: &Reach) -> Result<Vec<Target>> {
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
-        door::check(parent.unwrap_or(Path::new(".")))?;
+        door::check_named(parent.unwrap_or(Path::new(".")))?;
         let app = parent
             .and_then(Path::file_name)
             .and_then(|name| name.to_str())

@@ -9,8 +9,21 @@ use std::sync::{Mutex, PoisonError};
 /// As it was found; the first one counts.
 static FOUND: Mutex<Option<Termios>> = Mutex::new(None);
 
+/// What is written besides, to undo what a program has switched on.
+static AT_REST: Mutex<String> = Mutex::new(String::new());
+
+/// From now on [`restore`] writes this, too.
+pub fn at_rest(text: String) {
+    *AT_REST.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
+
 /// As it was.
 pub fn restore() {
+    let text = std::mem::take(&mut *AT_REST.lock().unwrap_or_else(PoisonError::into_inner));
+    if !text.is_empty() {
+        // Where the settings are changed, in whatever state standard output is.
+        let _ = nix::unistd::write(common::sys::standard(0), text.as_bytes());
+    }
     let found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(settings) = found.as_ref() {
         let _ = tcsetattr(common::sys::standard(0), SetArg::TCSANOW, settings);

@@ -80,8 +80,8 @@ pub enum Speech {
 pub enum Phase {
     /// Both ways.
     Open,
-    /// What waits for it is its last.
-    Closing,
+    /// What waits for it is its last; one that is not to be waited for has until then.
+    Closing(Option<Instant>),
     /// It has everything; what it may still send is thrown away until then, for closing a socket with
     /// unread bytes would take from it what it has not read.
     Over(Instant),

@@ -5,7 +5,10 @@ pub mod cli;
 mod client;
 mod plan;
 mod program;
+mod queries;
 mod queue;
+mod record;
+mod replay;
 mod run;
 mod tell;
 

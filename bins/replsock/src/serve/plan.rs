@@ -1,14 +1,16 @@
 //! What was meant by `serve`: looked up and checked, before anything is done.
 
 use super::cli::Serve;
-use crate::door::Allowed;
+use crate::door::{self, Allowed, MakeToken};
 use common::child::candidates;
 use common::error::{Error, Result};
 use common::event::Format;
 use common::exit::Exit;
 use common::socket::UnixRights;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{AccessFlags, access};
 use std::ffi::{CString, OsString};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +33,10 @@ pub struct Plan {
     pub path: PathBuf,
     /// With these rights.
     pub rights: UnixRights,
+    /// A loopback port, and what a client proves itself by there.
+    pub tcp: Option<(SocketAddr, String)>,
+    /// One command for all.
+    pub shared: bool,
     /// A terminal or pipes.
     pub way: Way,
     /// What is run.
@@ -45,6 +51,8 @@ pub struct Plan {
     pub max_clients: usize,
     /// A client in which nothing moves that long is left.
     pub idle: Option<Duration>,
+    /// Where sessions are recorded.
+    pub record: Option<PathBuf>,
     /// Of events.
     pub format: Option<Format>,
     /// Only warnings.
@@ -74,26 +82,42 @@ impl Plan {
         if order.max_clients == 0 {
             return Err(Error::usage("--max-clients 0 lets nobody in"));
         }
+        let mut allowed = Allowed::default();
+        for who in &order.allow {
+            allowed
+                .add(who)
+                .map_err(|why| Error::usage(format!("--allow {why}")))?;
+        }
+        let tcp = match (&order.tcp, &order.token_file) {
+            (Some(text), Some(file)) => {
+                let address =
+                    door::loopback(text).map_err(|why| Error::usage(format!("--tcp {why}")))?;
+                Some((address, door::token(file, MakeToken::IfMissing)?))
+            }
+            _ => None,
+        };
         let program = order.command.first().cloned().unwrap_or_default();
         let candidates = candidates(&program, std::env::var_os("PATH").as_deref());
         runnable(&program, &candidates)?;
         Ok(Plan {
             path,
-            rights: UnixRights {
-                mode: 0o600,
-                owner: None,
-            },
+            rights: allowed.rights(),
+            tcp,
+            shared: order.shared,
             way: match (order.pty, order.pipe) {
                 (true, _) => Way::Terminal,
                 (_, true) => Way::Pipes,
+                // A console that some look at and others leave has to be one.
+                (false, false) if order.shared => Way::Terminal,
                 (false, false) => Way::AsTheClient,
             },
             command: order.command,
             candidates,
-            nofile: None,
-            allowed: Allowed::default(),
+            nofile: raise_nofile(),
+            allowed,
             max_clients: order.max_clients as usize,
             idle: (!order.idle.is_zero()).then_some(order.idle),
+            record: order.record,
             format: order.log_format,
             quiet: order.quiet,
         })
@@ -106,6 +130,14 @@ impl Plan {
         let program = self.command.first();
         program.map_or_else(String::new, |word| word.to_string_lossy().into_owned())
     }
+}
+
+/// Six descriptors for a session, and 1024 is the usual limit: ours is raised, and the command gets back what
+/// it was.
+fn raise_nofile() -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    Some((soft, hard))
 }
 
 /// A command that is not there is said now, and not to each client.

@@ -2,7 +2,9 @@
 
 use super::client::Watch;
 use super::plan::Plan;
+use super::queries::Queries;
 use super::queue::Queue;
+use super::record::Recording;
 use common::child::{Child, raw};
 use common::error::describe;
 use common::exit::End;
@@ -13,7 +15,7 @@ use nix::sys::signal::Signal;
 use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
 use nix::unistd::{Pid, pipe2};
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::{Duration, Instant};
 
@@ -105,6 +107,10 @@ pub struct Program {
     pub hang_up_at: Option<Instant>,
     /// When it is killed.
     pub kill_at: Option<Instant>,
+    /// What it asks its terminal.
+    pub queries: Queries,
+    /// Its recording.
+    pub recording: Option<Recording>,
     /// Of input or the terminal, output, errors, end.
     pub watches: [Watch; 4],
     /// When it began.
@@ -121,6 +127,7 @@ impl Program {
         id: u64,
         owner: Option<u64>,
         console: &Console,
+        inherited: &[RawFd],
     ) -> Result<Program, String> {
         let said =
             |what: &str, why: nix::Error| format!("cannot {what}: {}", describe(&why.into()));
@@ -144,7 +151,7 @@ impl Program {
                 let standard = [raw(&input), raw(&output), raw(&errors)];
                 (standard, ends, vec![input, output, errors])
             }
-            Console::Terminal((columns, rows), _) => {
+            Console::Terminal(size, _) => {
                 let pair =
                     nix::pty::openpty(None, None).map_err(|why| said("open a terminal", why))?;
                 for fd in [&pair.master, &pair.slave] {
@@ -152,7 +159,7 @@ impl Program {
                     fcntl(fd, closed).map_err(|why| said("open a terminal", why))?;
                 }
                 nonblocking(&pair.master).map_err(|why| said("open a terminal", why))?;
-                let (columns, rows) = usual(*columns, *rows);
+                let (columns, rows) = usual(*size);
                 sys::set_window_size(pair.master.as_fd(), columns, rows);
                 let standard = [raw(&pair.slave); 3];
                 let ends = Ends::Terminal {
@@ -170,8 +177,13 @@ impl Program {
                 .iter()
                 .filter_map(|word| CString::new(word.as_bytes()).ok())
                 .collect(),
-            environment: environment(console),
-            descriptors: standard.into_iter().zip(0..).collect(),
+            environment: environment(console, owner.is_none()),
+            listen_pid: owner.is_none() && std::env::var_os("LISTEN_PID").is_some(),
+            descriptors: standard
+                .into_iter()
+                .zip(0..)
+                .chain(inherited.iter().map(|fd| (*fd, *fd)))
+                .collect(),
             session: match console {
                 Console::Pipes => Session::Own,
                 Console::Terminal(..) => Session::OnTerminal,
@@ -199,6 +211,8 @@ impl Program {
             typed_eof: (0, None),
             hang_up_at: None,
             kill_at: None,
+            queries: Queries::default(),
+            recording: None,
             watches: [watch(1), watch(2), watch(3), watch(4)],
             since: Instant::now(),
         })
@@ -335,9 +349,9 @@ impl Program {
     }
 
     /// Its terminal has another size.
-    pub fn resize(&self, (columns, rows): (u16, u16)) {
+    pub fn resize(&self, size: (u16, u16)) {
         if let Ends::Terminal { master, .. } = &self.ends {
-            let (columns, rows) = usual(columns, rows);
+            let (columns, rows) = usual(size);
             sys::set_window_size(master.as_fd(), columns, rows);
         }
     }
@@ -408,7 +422,7 @@ impl Program {
 }
 
 /// A size that a terminal can have.
-fn usual(columns: u16, rows: u16) -> (u16, u16) {
+pub fn usual((columns, rows): (u16, u16)) -> (u16, u16) {
     if columns == 0 || rows == 0 {
         USUAL_SIZE
     } else {
@@ -420,11 +434,12 @@ fn nonblocking(fd: &OwnedFd) -> nix::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(|_| ())
 }
 
-/// Ours; with a terminal, what its client's is, and not what ours was.
-fn environment(console: &Console) -> Vec<CString> {
+/// Ours; with a terminal, what its client's is, and not what ours was. Only a shared command takes over what
+/// we were started with (sd_listen_fds(3)).
+fn environment(console: &Console, shared: bool) -> Vec<CString> {
     let of_terminal = |name: &OsStr| name == "TERM" || name == "COLUMNS" || name == "LINES";
     let ours = |name: &OsStr| {
-        !(name.as_bytes().starts_with(b"LISTEN_")
+        !(name.as_bytes().starts_with(b"LISTEN_") && !(shared && name != "LISTEN_PID")
             || matches!(console, Console::Terminal(..)) && of_terminal(name))
     };
     let mut list: Vec<CString> = std::env::vars_os()

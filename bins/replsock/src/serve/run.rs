@@ -3,13 +3,15 @@
 use super::cli::Serve;
 use super::client::{Client, Phase, Sent, Speech, Watch};
 use super::plan::{Plan, Way};
-use super::program::{Console, Ends, Output, Program};
+use super::program::{Console, Ends, Output, Program, USUAL_SIZE, usual};
 use super::queue::Queue;
+use super::record::Recorder;
+use super::replay::Replay;
 use super::tell::{Visitor, Voice};
 use crate::door;
 use crate::events;
 use crate::frames::{Hello, Kind, PREFACE, Piece, Stream};
-use common::error::Result;
+use common::error::{Doing, Error, Result};
 use common::event::Level;
 use common::exit::{End, Exit};
 use common::signal::Signals;
@@ -18,7 +20,7 @@ use nix::libc;
 use nix::sys::socket::{Shutdown, SockFlag, accept4, shutdown};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// A client that says nothing for so long is one of plain text that waits for a greeting.
@@ -41,6 +43,12 @@ const PARTING: Duration = Duration::from_secs(1);
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 /// The path is looked at so often: cleaners of /tmp remove old sockets.
 const LOOK: Duration = Duration::from_secs(10);
+/// A client of a shared command that does not read loses it when so much waits.
+const SLOW: usize = 1 << 20;
+/// And has so long for what waits.
+const SLOW_PARTING: Duration = Duration::from_secs(5);
+/// A client over TCP proves itself within so long.
+const UNKNOWN: Duration = Duration::from_secs(5);
 /// More than --max-clients are only told that it is busy, and so many of them at once.
 const TURNED_AWAY: usize = 32;
 /// Connections that wait in the kernel.
@@ -50,6 +58,8 @@ const BACKLOG: i32 = 128;
 const NOBODY: u64 = 0;
 const LISTENER: u64 = u64::MAX;
 const SIGNALS: u64 = u64::MAX - 1;
+const TCP: u64 = u64::MAX - 2;
+const RECORDER: u64 = u64::MAX - 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -62,14 +72,27 @@ enum Timer {
 
 /// Serves until a signal ends it.
 pub fn run(order: Serve) -> Result<Exit> {
-    let plan = Plan::of(order)?;
     common::fds::ensure_standard()?;
+    // Before anything is opened: what we were started with is a shared command's.
+    let inherited = if order.shared {
+        common::wrap::inherited()
+    } else {
+        Vec::new()
+    };
+    let plan = Plan::of(order)?;
     let signals = Signals::block()?;
     common::sys::return_memory();
-    let mut server = Server::open(plan, signals)?;
+    let mut server = Server::open(plan, signals, &inherited)?;
     let exit = server.serve();
+    server.close_door();
+    if let Some(recorder) = &mut server.recorder {
+        recorder.finish(PARTING);
+    }
     server.voice.finish();
-    exit
+    drop(server);
+    let exit = exit?;
+    common::wrap::end_by_signal(exit);
+    Ok(exit)
 }
 
 struct Server {
@@ -77,6 +100,14 @@ struct Server {
     events: Loop,
     signals: Signals,
     listener: Option<OwnedFd>,
+    tcp: Option<OwnedFd>,
+    recorder: Option<Recorder>,
+    /// The command of all, and what is shown to who comes to it.
+    shared: Option<u64>,
+    replay: Replay,
+    /// Whose terminal the size of the shared one is.
+    typist: u64,
+    exit: Exit,
     voice: Voice,
     clients: BTreeMap<u64, Client>,
     programs: BTreeMap<u64, Program>,
@@ -87,12 +118,27 @@ struct Server {
 }
 
 impl Server {
-    fn open(plan: Plan, signals: Signals) -> Result<Server> {
+    fn open(plan: Plan, signals: Signals, inherited: &[RawFd]) -> Result<Server> {
         let events = Loop::new()?;
         events.add(&signals, SIGNALS, Interest::Read)?;
         let listener = door::listen(&plan.path, plan.rights, BACKLOG)?;
         events.add(&listener, LISTENER, Interest::Read)?;
-        let known = [0, nix::unistd::geteuid().as_raw()];
+        let tcp = match &plan.tcp {
+            None => None,
+            Some((address, _)) => {
+                let doing = format!("listen on {address}");
+                Some(common::socket::listen_tcp(*address, None, BACKLOG).doing(&doing)?)
+            }
+        };
+        if let Some(tcp) = &tcp {
+            events.add(tcp, TCP, Interest::Read)?;
+        }
+        let recorder = plan.record.as_deref().map(Recorder::open).transpose()?;
+        if let Some(recorder) = &recorder {
+            events.add(&*recorder.wake, RECORDER, Interest::Read)?;
+        }
+        let mut known = vec![0, nix::unistd::geteuid().as_raw()];
+        known.extend(&plan.allowed.uids);
         let mut voice = Voice::new(plan.format, plan.quiet, &known);
         let address = plan.path.display().to_string();
         let fields = [("address", address.into()), ("command", plan.name().into())];
@@ -102,6 +148,12 @@ impl Server {
             events,
             signals,
             listener: Some(listener),
+            tcp,
+            recorder,
+            shared: None,
+            replay: Replay::default(),
+            typist: 0,
+            exit: Exit::Ok,
             voice,
             clients: BTreeMap::new(),
             programs: BTreeMap::new(),
@@ -111,6 +163,9 @@ impl Server {
             stopping: false,
         };
         server.at(Instant::now() + LOOK, Timer::Look);
+        if server.plan.shared {
+            server.begin_shared(inherited)?;
+        }
         common::sys::forget_start();
         Ok(server)
     }
@@ -142,12 +197,66 @@ impl Server {
             }
         }
         self.voice.say(Level::Info, events::STOPPED, &[]);
-        Ok(Exit::Ok)
+        Ok(self.exit)
+    }
+
+    fn begin_shared(&mut self, inherited: &[RawFd]) -> Result<()> {
+        let console = match self.plan.way {
+            Way::Pipes => Console::Pipes,
+            // It has no client yet: what most terminals understand.
+            Way::Terminal | Way::AsTheClient => {
+                let term = std::env::var("TERM").ok().filter(|term| term != "dumb");
+                Console::Terminal(USUAL_SIZE, term.unwrap_or_else(|| "xterm".to_owned()))
+            }
+        };
+        let at = self.next;
+        self.next += 1;
+        let mut program =
+            Program::start(&self.plan, at, None, &console, inherited).map_err(|message| Error {
+                message,
+                exit: Exit::Fault,
+            })?;
+        if let Some(child) = &program.child {
+            program.watches[3].want(&self.events, child.as_fd(), true, false);
+        }
+        self.record(at, &mut program, &console, "");
+        let fields = [("pid", program.pid.into())];
+        self.voice
+            .say(Level::Info, events::COMMAND_STARTED, &fields);
+        self.programs.insert(at, program);
+        self.shared = Some(at);
+        self.adjust_program(at);
+        Ok(())
+    }
+
+    fn record(&self, at: u64, program: &mut Program, console: &Console, title: &str) {
+        let Some(recorder) = &self.recorder else {
+            return;
+        };
+        let (size, term) = match console {
+            Console::Pipes => (USUAL_SIZE, ""),
+            Console::Terminal(size, term) => (usual(*size), term.as_str()),
+        };
+        let words: Vec<_> = self
+            .plan
+            .command
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect();
+        let command = words.join(" ");
+        program.recording = Some(recorder.begin(at, program.pid, size, &command, title, term));
     }
 
     fn woken(&mut self, wake: Wake) {
         match wake.token {
-            LISTENER => self.accept(),
+            LISTENER | TCP => self.accept(wake.token),
+            RECORDER => {
+                let failures = self.recorder.as_ref().map(Recorder::failures);
+                for error in failures.unwrap_or_default() {
+                    let fields = [("error", error.into())];
+                    self.voice.say(Level::Error, events::RECORD_FAILED, &fields);
+                }
+            }
             SIGNALS => self.signalled(),
             token => {
                 let (id, role) = (token >> 3, token & 7);
@@ -174,8 +283,12 @@ impl Server {
             Timer::Client(id) => self.client_due(id, now),
             Timer::Program(id) => self.program_due(id, now),
             Timer::Accept => {
+                // One of them is waited for already, which is no harm.
                 if let Some(listener) = &self.listener {
                     let _ = self.events.add(listener, LISTENER, Interest::Read);
+                }
+                if let Some(tcp) = &self.tcp {
+                    let _ = self.events.add(tcp, TCP, Interest::Read);
                 }
             }
             Timer::Look => {
@@ -188,9 +301,14 @@ impl Server {
 
     // ---- the door ----
 
-    fn accept(&mut self) {
+    fn accept(&mut self, token: u64) {
         for _ in 0..64 {
-            let Some(listener) = &self.listener else {
+            let listener = if token == TCP {
+                &self.tcp
+            } else {
+                &self.listener
+            };
+            let Some(listener) = listener else {
                 return;
             };
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -209,8 +327,10 @@ impl Server {
                     return;
                 }
             };
-            if let Some(fd) = fd {
-                self.welcome(fd);
+            match fd {
+                Some(fd) if token == TCP => self.welcome_tcp(fd),
+                Some(fd) => self.welcome(fd),
+                None => {}
             }
         }
     }
@@ -220,16 +340,36 @@ impl Server {
             return;
         };
         let visitor = Visitor::unix(peer);
-        let mut refusal = None;
+        let groups = || common::sys::peer_groups(fd.as_fd()).unwrap_or_default();
+        let refusal = (!self.plan.allowed.lets_in(peer, groups)).then(|| {
+            let text = format!("user {} is not let in; serve --allow would do", peer.uid);
+            (126, text)
+        });
+        self.admit(fd, visitor, true, refusal);
+    }
+
+    fn welcome_tcp(&mut self, fd: OwnedFd) {
+        let Some(address) = common::socket::peer_addr(&fd) else {
+            return;
+        };
+        // A key is sent as it is typed.
+        let _ = nix::sys::socket::setsockopt(&fd, nix::sys::socket::sockopt::TcpNoDelay, &true);
+        self.admit(fd, Visitor::Tcp(address), false, None);
+    }
+
+    fn admit(
+        &mut self,
+        fd: OwnedFd,
+        visitor: Visitor,
+        trusted: bool,
+        mut refusal: Option<(u8, String)>,
+    ) {
         let turned_away = self
             .clients
             .values()
             .filter(|client| client.refusal.is_some())
             .count();
-        if !self.plan.allowed.lets_in(peer) {
-            let text = format!("user {} is not let in; serve --allow would do", peer.uid);
-            refusal = Some((126, text));
-        } else if self.clients.len() - turned_away >= self.plan.max_clients {
+        if refusal.is_none() && self.clients.len() - turned_away >= self.plan.max_clients {
             refusal = Some((
                 125,
                 format!("busy: {} clients are served", self.plan.max_clients),
@@ -248,6 +388,7 @@ impl Server {
         let now = Instant::now();
         let id = self.next;
         self.next += 1;
+        let patience = if trusted { SILENCE } else { UNKNOWN };
         let client = Client {
             fd,
             visitor,
@@ -256,7 +397,7 @@ impl Server {
             watch: Watch::new(id << 3),
             phase: Phase::Open,
             program: None,
-            trusted: true,
+            trusted,
             refusal,
             read_only: false,
             terminal: false,
@@ -269,7 +410,7 @@ impl Server {
             sent: 0,
         };
         self.clients.insert(id, client);
-        self.at(now + SILENCE, Timer::Client(id));
+        self.at(now + patience, Timer::Client(id));
         // What it says at once is there mostly, and a wake less.
         self.read_client(id);
     }
@@ -306,7 +447,23 @@ impl Server {
 
     fn signalled(&mut self) {
         while let Some(received) = self.signals.next() {
+            let command = self.shared.and_then(|at| self.programs.get(&at));
             match received.signal {
+                // About ourselves, our terminal, or our own writing.
+                libc::SIGCHLD
+                | libc::SIGPIPE
+                | libc::SIGTSTP
+                | libc::SIGTTIN
+                | libc::SIGTTOU
+                | libc::SIGCONT
+                | libc::SIGWINCH
+                | libc::SIGXFSZ => {}
+                // With a command that is there for all we are its wrapper.
+                signal if command.is_some() => {
+                    if let Some(child) = command.and_then(|command| command.child.as_ref()) {
+                        child.signal(signal);
+                    }
+                }
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => self.stop(),
                 _ => {}
             }
@@ -341,6 +498,7 @@ impl Server {
     }
 
     fn close_door(&mut self) {
+        self.tcp = None;
         if let Some(listener) = self.listener.take() {
             // Somebody else's is not removed.
             if common::socket::leads_to(&self.plan.path, &listener) {
@@ -361,8 +519,13 @@ impl Server {
                 if client.flush() == Sent::Gone {
                     return self.gone(id);
                 }
-                if client.out.is_empty() && client.phase == Phase::Closing {
+                let (empty, program) = (client.out.is_empty(), client.program);
+                if empty && matches!(client.phase, Phase::Closing(_)) {
                     return self.part(id);
+                }
+                if let (true, Some(at)) = (empty, program) {
+                    // It was not listened to meanwhile.
+                    self.adjust_program(at);
                 }
             }
         }
@@ -376,6 +539,13 @@ impl Server {
     fn read_client(&mut self, id: u64) {
         let mut buffer = std::mem::take(&mut self.buffer);
         if let Some(client) = self.clients.get_mut(&id) {
+            let program = client.program.and_then(|at| self.programs.get(&at));
+            let full = client.phase == Phase::Open && program.is_some_and(|it| !it.has_room());
+            if full && !client.hung_up() {
+                // Others have filled the shared command since it was waited for.
+                self.buffer = buffer;
+                return self.adjust(id);
+            }
             match nix::unistd::read(&client.fd, &mut buffer) {
                 Ok(0) => {
                     if client.hung_up() || client.phase != Phase::Open {
@@ -419,6 +589,7 @@ impl Server {
                     self.input(id, bytes);
                 }
             },
+
             Speech::Plain => self.input(id, bytes),
             Speech::Frames(_) => self.framed(id, bytes),
         }
@@ -491,20 +662,28 @@ impl Server {
                 let Some(size) = crate::frames::size_of_body(body) else {
                     return;
                 };
-                if let Some(client) = self.clients.get_mut(&id) {
-                    client.size = size;
-                    if let Some(program) = client.program.and_then(|at| self.programs.get(&at)) {
-                        program.resize(size);
-                    }
+                let Some(client) = self.clients.get_mut(&id) else {
+                    return;
+                };
+                client.size = size;
+                let Some(at) = client.program else { return };
+                let alone = || self.attached(at).count() == 1;
+                if !self.plan.shared || self.typist == id || alone() {
+                    self.resize(at, size);
                 }
             }
             Kind::Signal => {
                 let (Some(client), Some(signal)) = (self.clients.get(&id), body.first()) else {
                     return;
                 };
+                let signal = i32::from(*signal);
+                // What can be typed, too; the others' command is not ended by number.
+                let typed = [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP].contains(&signal);
                 let program = client.program.and_then(|at| self.programs.get(&at));
                 if let (Some(program), false) = (program, client.read_only) {
-                    program.signal(i32::from(*signal));
+                    if typed || !self.plan.shared {
+                        program.signal(signal);
+                    }
                 }
             }
             // Only a server says those.
@@ -523,6 +702,13 @@ impl Server {
         if let Some((status, why)) = client.refusal.clone() {
             return self.refuse(id, status, &why);
         }
+        if !client.trusted {
+            let token = self.plan.tcp.as_ref().map(|(_, token)| token.as_str());
+            if !token.is_some_and(|token| door::same_token(token, &hello.token)) {
+                return self.turn_away(id, "the token is another one (--token-file)");
+            }
+            client.trusted = true;
+        }
         client.terminal = hello.mode == "pty";
         client.size = (hello.cols, hello.rows);
         client.term.clone_from(&hello.term);
@@ -533,10 +719,15 @@ impl Server {
             mode: "serve".to_owned(),
             terminal: way == Way::Terminal || way == Way::AsTheClient && client.terminal,
             pid: std::process::id() as i32,
+            shared: self.plan.shared,
             ..Hello::default()
         };
         if client.send(Kind::Hello, &answer.body()) == Sent::Gone {
             return self.gone(id);
+        }
+        if hello.mode == "json" {
+            // It looks for an agent. What it asks for must not become a command's input.
+            return self.close(id);
         }
         self.start(id);
     }
@@ -547,13 +738,82 @@ impl Server {
             return;
         };
         client.speech = Speech::Plain;
+        if !client.trusted {
+            return self.turn_away(id, "this port wants frames, and a token in HELLO");
+        }
         if let Some((status, why)) = client.refusal.clone() {
             return self.refuse(id, status, &why);
         }
         self.start(id);
     }
 
+    /// Who has not proved himself.
+    fn turn_away(&mut self, id: u64, why: &str) {
+        let Some(client) = self.clients.get(&id) else {
+            return;
+        };
+        let mut fields = self.voice.who(&client.visitor);
+        fields.push(("status", 126.into()));
+        fields.push(("error", why.into()));
+        self.voice
+            .say(Level::Warning, events::CLIENT_REFUSED, &fields);
+        self.refuse(id, 126, why);
+    }
+
+    /// A client comes to the command of all.
+    fn attach(&mut self, id: u64, at: u64) {
+        let (Some(client), Some(program)) = (self.clients.get_mut(&id), self.programs.get(&at))
+        else {
+            return self.refuse(id, 125, "its command has ended");
+        };
+        client.program = Some(at);
+        let mode = if program.on_terminal() { "pty" } else { "pipe" };
+        let pid = program.pid;
+        let mut fields = self.voice.who(&client.visitor);
+        fields.push(("pid", pid.into()));
+        fields.push(("mode", mode.into()));
+        self.voice
+            .say(Level::Info, events::CLIENT_CONNECTED, &fields);
+        if client.terminal {
+            // A script gets what is said from now on, and no answer to somebody else's question.
+            if !self.replay.shown().is_empty()
+                && client.send(Kind::Data, self.replay.shown()) == Sent::Gone
+            {
+                return self.gone(id);
+            }
+            let size = client.size;
+            self.typist = id;
+            self.resize(at, size);
+            // A program that fills the screen draws it anew, also if it has that size already.
+            if let Some(program) = self.programs.get(&at) {
+                program.signal(libc::SIGWINCH);
+            }
+        }
+        if let Some(idle) = self.plan.idle {
+            self.at(Instant::now() + idle, Timer::Client(id));
+        }
+    }
+
+    fn attached(&self, at: u64) -> impl Iterator<Item = u64> + '_ {
+        self.clients
+            .iter()
+            .filter(move |(_, client)| client.program == Some(at))
+            .map(|(id, _)| *id)
+    }
+
+    fn resize(&mut self, at: u64, size: (u16, u16)) {
+        if let Some(program) = self.programs.get_mut(&at) {
+            program.resize(size);
+            if let (Some(recorder), Some(recording)) = (&self.recorder, &mut program.recording) {
+                recorder.resized(recording, usual(size));
+            }
+        }
+    }
+
     fn start(&mut self, id: u64) {
+        if self.plan.shared {
+            return self.attach(id, self.shared.unwrap_or(NOBODY));
+        }
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -565,7 +825,7 @@ impl Server {
         };
         let at = self.next;
         self.next += 1;
-        let mut program = match Program::start(&self.plan, at, Some(id), &console) {
+        let mut program = match Program::start(&self.plan, at, Some(id), &console, &[]) {
             Ok(program) => program,
             Err(why) => return self.refuse(id, 125, &why),
         };
@@ -579,8 +839,12 @@ impl Server {
         fields.push(("mode", mode.into()));
         self.voice
             .say(Level::Info, events::CLIENT_CONNECTED, &fields);
+        if self.recorder.is_some() {
+            let title = client.visitor.to_string();
+            self.record(at, &mut program, &console, &title);
+        }
         self.programs.insert(at, program);
-        if let (true, Some(idle)) = (client.phase == Phase::Open, self.plan.idle) {
+        if let Some(idle) = self.plan.idle {
             self.at(Instant::now() + idle, Timer::Client(id));
         }
         self.adjust_program(at);
@@ -612,7 +876,7 @@ impl Server {
         if client.phase != Phase::Open {
             return;
         }
-        client.phase = Phase::Closing;
+        client.phase = Phase::Closing(None);
         if client.out.is_empty() {
             self.part(id);
         } else {
@@ -645,6 +909,12 @@ impl Server {
             return;
         }
         let Some(at) = client.program else { return };
+        let (terminal, size) = (client.terminal, client.size);
+        if self.plan.shared && terminal && self.typist != id {
+            // The size of the one that types.
+            self.typist = id;
+            self.resize(at, size);
+        }
         if let Some(program) = self.programs.get_mut(&at) {
             program.feed(bytes);
             self.adjust_program(at);
@@ -725,9 +995,17 @@ impl Server {
             return;
         };
         match client.phase {
-            Phase::Over(until) if until <= now => return self.gone(id),
+            Phase::Over(until) | Phase::Closing(Some(until)) if until <= now => {
+                return self.gone(id);
+            }
             Phase::Over(_) => return,
-            Phase::Open | Phase::Closing => {}
+            Phase::Open | Phase::Closing(_) => {}
+        }
+        if !client.trusted {
+            if now >= client.since + UNKNOWN {
+                self.gone(id);
+            }
+            return;
         }
         if matches!(client.speech, Speech::Unknown) {
             if now >= client.since + SILENCE {
@@ -740,7 +1018,8 @@ impl Server {
             let until = client.active + idle;
             if until <= now {
                 let text = format!("nothing moved for {}", common::time::say(idle));
-                if client.framed() {
+                // One that does not read would not hear of it either.
+                if client.framed() && client.out.is_empty() {
                     return self.refuse(id, 124, &text);
                 }
                 return self.gone(id);
@@ -761,7 +1040,7 @@ impl Server {
         let read = match client.phase {
             Phase::Open => !client.input_over && room,
             // It goes on sending though nobody listens: not our loss.
-            Phase::Closing => false,
+            Phase::Closing(_) => false,
             Phase::Over(_) => true,
         };
         let write = !client.out.is_empty();
@@ -786,8 +1065,18 @@ impl Server {
         }
         let owner = program.owner;
         self.adjust_program(at);
-        if let Some(owner) = owner {
-            self.adjust(owner);
+        self.adjust_owner(at, owner);
+    }
+
+    fn adjust_owner(&mut self, at: u64, owner: Option<u64>) {
+        match owner {
+            Some(owner) => self.adjust(owner),
+            None => {
+                let ids: Vec<u64> = self.attached(at).collect();
+                for id in ids {
+                    self.adjust(id);
+                }
+            }
         }
     }
 
@@ -841,18 +1130,64 @@ impl Server {
             self.settle(at);
         }
         self.adjust_program(at);
-        if let Some(owner) = owner {
-            self.adjust(owner);
-        }
+        self.adjust_owner(at, owner);
     }
 
-    fn deliver(&mut self, _at: u64, owner: Option<u64>, kind: Kind, bytes: &[u8]) {
-        let Some(id) = owner else { return };
+    fn deliver(&mut self, at: u64, owner: Option<u64>, kind: Kind, bytes: &[u8]) {
+        if let Some(program) = self.programs.get_mut(&at) {
+            if let (Some(recorder), Some(recording)) = (&self.recorder, &mut program.recording) {
+                recorder.output(recording, bytes);
+            }
+            if program.on_terminal() && bytes.contains(&0x1b) || program.queries.is_within() {
+                let answers = program.queries.answers(bytes);
+                let mut clients = self.clients.values();
+                if !answers.is_empty()
+                    && !clients.any(|client| client.program == Some(at) && client.terminal)
+                {
+                    program.feed(&answers);
+                }
+            }
+        }
+        let Some(id) = owner else {
+            return self.deliver_to_all(at, kind, bytes);
+        };
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
         client.active = Instant::now();
         if client.send(kind, bytes) == Sent::Gone {
+            self.gone(id);
+        }
+    }
+
+    /// The command waits for none of its clients: who does not keep up loses it.
+    fn deliver_to_all(&mut self, at: u64, kind: Kind, bytes: &[u8]) {
+        self.replay.add(bytes);
+        let now = Instant::now();
+        let (mut gone, mut slow) = (Vec::new(), Vec::new());
+        for (id, client) in &mut self.clients {
+            if client.program != Some(at) || client.phase != Phase::Open {
+                continue;
+            }
+            client.active = now;
+            if client.send(kind, bytes) == Sent::Gone {
+                gone.push(*id);
+            } else if client.out.len() > SLOW {
+                slow.push(*id);
+            }
+        }
+        for id in slow {
+            if let Some(client) = self.clients.get_mut(&id) {
+                if client.framed() {
+                    let mut body = vec![125];
+                    body.extend_from_slice(b"too slow: 1 MiB of output waited for you");
+                    let _ = client.send(Kind::Error, &body);
+                }
+                client.phase = Phase::Closing(Some(now + SLOW_PARTING));
+                self.at(now + SLOW_PARTING, Timer::Client(id));
+            }
+        }
+        for id in gone {
             self.gone(id);
         }
     }
@@ -940,18 +1275,50 @@ impl Server {
         let (Some(end), true) = (program.end, program.silent()) else {
             return;
         };
-        let Some(program) = self.programs.remove(&at) else {
+        let Some(mut program) = self.programs.remove(&at) else {
             return;
         };
+        if let (Some(recorder), Some(recording)) = (&self.recorder, program.recording.take()) {
+            recorder.end(recording);
+        }
         let fields = [
             ("pid", program.pid.into()),
             ("end", end.into()),
             ("took", program.since.elapsed().into()),
         ];
         self.voice.say(Level::Info, events::COMMAND_ENDED, &fields);
-        if let Some(id) = program.owner {
-            self.tell_end(id, end, program.failure.as_ref());
+        let Some(id) = program.owner else {
+            return self.shared_ended(at, end, program.failure);
+        };
+        self.tell_end(id, end, program.failure.as_ref());
+    }
+
+    /// The command of all has ended, and so do we.
+    fn shared_ended(&mut self, at: u64, end: End, failure: Option<(u8, String)>) {
+        self.exit = match &failure {
+            Some((status, _)) => Exit::Code(*status),
+            None => end.into(),
+        };
+        self.stopping = true;
+        self.close_door();
+        let ids: Vec<u64> = self.clients.keys().copied().collect();
+        for id in ids {
+            if self
+                .clients
+                .get(&id)
+                .is_some_and(|client| client.program == Some(at))
+            {
+                self.tell_end(id, end, failure.as_ref());
+            } else {
+                self.part(id);
+            }
         }
+        if let Some((_, why)) = failure {
+            let fields = [("error", why.into())];
+            self.voice
+                .say(Level::Error, events::COMMAND_FAILED, &fields);
+        }
+        self.at(Instant::now() + PARTING * 2, Timer::Stop);
     }
 
     fn tell_end(&mut self, id: u64, end: End, failure: Option<&(u8, String)>) {

@@ -24,6 +24,15 @@ impl Visitor {
     }
 }
 
+impl std::fmt::Display for Visitor {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Visitor::Unix(who) => write!(formatter, "uid {}, pid {}", who.uid, who.pid),
+            Visitor::Tcp(address) => write!(formatter, "{address}"),
+        }
+    }
+}
+
 /// Where it is said.
 #[derive(Debug)]
 pub struct Voice {
