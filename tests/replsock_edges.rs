@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stderr,
+    clippy::print_stdout,
     missing_docs
 )]
 
@@ -12,6 +13,7 @@ use kit::live::Live;
 use kit::{NODES, Run, eventually, node, sibling};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -607,4 +609,120 @@ fn a_link_where_its_socket_would_be_is_not_followed() {
     assert_eq!(found.out, "5\n");
     assert_eq!(std::fs::read_to_string(&target).unwrap(), "kept");
     drop(running);
+}
+
+// Edge case 12: a terminal takes lines of 4095 bytes at most, so who has none gets pipes.
+#[test]
+fn a_line_longer_than_a_terminals_comes_through() {
+    let dir = kit::Dir::new();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    let mut server = Run::new(PROGRAM)
+        .args(["serve", "s.sock", "--", "cat"])
+        .dir(dir.path())
+        .start();
+    server.event("server-listening");
+    let line = "x".repeat(100_000);
+    let input = dir.write("input", &line);
+    let ours = Run::new(PROGRAM)
+        .arg("./s.sock")
+        .dir(dir.path())
+        .stdin(std::fs::File::open(&input).unwrap())
+        .finish();
+    assert_eq!(
+        (ours.status, ours.out.trim_end().len()),
+        (0, 100_000),
+        "{}",
+        ours.err
+    );
+    let socat = Run::new("socat")
+        .args(["-t30", "-", "UNIX:s.sock"])
+        .dir(dir.path())
+        .stdin(std::fs::File::open(&input).unwrap())
+        .finish();
+    assert_eq!(socat.out.trim_end().len(), 100_000, "{}", socat.err);
+}
+
+/// The numbers behind `Edge case`, up to the end of what may be a list: `1`, `15 and 16`, `1 to 3`, `6, and 22`.
+fn numbers(text: &str) -> Vec<u32> {
+    let text = text.trim_start_matches('s');
+    let end = text
+        .find(|letter: char| !letter.is_ascii_digit() && !" ,andto".contains(letter))
+        .unwrap_or(text.len());
+    let mut found: Vec<u32> = Vec::new();
+    let mut range = false;
+    for word in text[..end].split([' ', ',']) {
+        match word.parse::<u32>() {
+            Ok(number) if range => found.extend(found.last().unwrap() + 1..=number),
+            Ok(number) => found.push(number),
+            Err(_) => {}
+        }
+        range = word == "to";
+    }
+    found
+}
+
+/// The index of the fifty edge cases of the design: which test has which, printed with `--nocapture`. Each
+/// has one, but for the one that would be a test of Node's: a time limit that ends code within
+/// `AsyncResource.runInAsyncScope` may abort it (39), which stands in the page's BUGS.
+#[test]
+fn each_of_the_fifty_has_its_test() {
+    assert_eq!(numbers(" 1 to 3: socat"), [1, 2, 3]);
+    assert_eq!(numbers("s 6, and 22. But 7"), [6, 22]);
+    let mut index: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+    let sources = [
+        kit::root().join("tests"),
+        kit::root().join("bins/replsock/src"),
+    ];
+    let files = sources
+        .iter()
+        .flat_map(|place| std::fs::read_dir(place).unwrap())
+        .map(|entry| entry.unwrap().path());
+    for file in files.filter(|file| file.extension().is_some_and(|end| end == "rs")) {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        if file.starts_with(&sources[0]) && !name.starts_with("replsock") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).unwrap();
+        for (at, line) in text.lines().enumerate() {
+            let Some((before, behind)) = line.split_once("dge case") else {
+                continue;
+            };
+            if !before.trim_start().starts_with("//") {
+                continue;
+            }
+            // The test that it stands in, or before.
+            let is = |line: &&str| line.trim_start().starts_with("fn ");
+            let lines: Vec<&str> = text.lines().collect();
+            let test = if before.starts_with("//") || name == "terminal.rs" {
+                lines[at..].iter().copied().find(|line| is(line))
+            } else {
+                lines[..at].iter().rev().copied().find(|line| is(line))
+            };
+            let test = test.unwrap_or("fn ?").trim_start()[3..]
+                .split('(')
+                .next()
+                .unwrap();
+            for number in numbers(behind) {
+                index
+                    .entry(number)
+                    .or_default()
+                    .push(format!("{name} {test}"));
+            }
+        }
+    }
+    let page = std::fs::read_to_string(kit::root().join("man/man1/replsock.1")).unwrap();
+    assert!(page.contains("AsyncResource"));
+    index
+        .entry(39)
+        .or_default()
+        .push("replsock.1 BUGS".to_owned());
+    let mut text = String::new();
+    for (number, places) in &index {
+        text.push_str(&format!("{number:2} {}\n", places.join(", ")));
+    }
+    println!("{text}");
+    let missing: Vec<u32> = (1..=50)
+        .filter(|number| !index.contains_key(number))
+        .collect();
+    assert!(missing.is_empty(), "no test for {missing:?}:\n{text}");
 }

@@ -516,7 +516,7 @@ impl App {
         let stream = TcpStream::connect(("127.0.0.1", self.repl)).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut session = Session::Theirs(stream);
-        session.until(b"app> ");
+        session.until(&[b"app> "]);
         session.evaluate();
         session
     }
@@ -536,10 +536,20 @@ enum Session {
 }
 
 impl Session {
-    fn until(&mut self, end: &[u8]) {
-        let mut all = Vec::new();
+    /// Reads until these have come, one behind the other.
+    fn until(&mut self, ends: &[&[u8]]) {
+        let mut all: Vec<u8> = Vec::new();
         let mut buffer = [0u8; 4096];
-        while !all.windows(end.len()).any(|part| part == end) {
+        let came = |all: &[u8]| {
+            let mut from = 0;
+            ends.iter().all(|end| {
+                let rest = &all[from..];
+                let found = rest.windows(end.len()).position(|part| part == *end);
+                from += found.map_or(0, |at| at + end.len());
+                found.is_some()
+            })
+        };
+        while !came(&all) {
             let count = match self {
                 Session::Ours(stream, _) => stream.read(&mut buffer).unwrap(),
                 Session::Theirs(stream) => stream.read(&mut buffer).unwrap(),
@@ -561,13 +571,12 @@ impl Session {
                 bytes.extend_from_slice(line.as_bytes());
                 stream.write_all(&bytes).unwrap();
                 let end = format!("\"id\":{id},\"ok\":true");
-                self.until(end.as_bytes());
+                self.until(&[end.as_bytes()]);
             }
             Session::Theirs(stream) => {
                 stream.write_all(b"1+1\n").unwrap();
-                // The value, in its colour or not, and then the prompt.
-                self.until(b"2");
-                self.until(b"app> ");
+                // What was typed is shown; then its value, in colour or not, and the prompt.
+                self.until(&[b"\r\n", b"2", b"app> "]);
             }
         }
     }
@@ -579,7 +588,7 @@ fn requests(dir: &Dir) {
         let _ = app.rate();
     }
     let mut rates: Vec<[f64; 5]> = Vec::new();
-    for round in 0..ROUNDS + 2 {
+    for round in 0..ROUNDS {
         let without = |app: &App| app.rate();
         let with = |app: &App| {
             let _session = app.session();
@@ -713,6 +722,8 @@ fn turns(dir: &Dir) {
                 }
                 _ => {}
             }
+            // What they may have at once is spent: how it goes on is meant.
+            std::thread::sleep(Duration::from_secs(1));
             if which == 4 {
                 let stop = std::sync::atomic::AtomicBool::new(false);
                 std::thread::scope(|scope| {
