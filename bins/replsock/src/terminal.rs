@@ -103,7 +103,7 @@ mod tests {
         if std::env::var_os(RAW).is_none() {
             return;
         }
-        let _interrupts = guard().unwrap();
+        let _interrupts = guard(&[]).unwrap();
         let mut settings = tcgetattr(common::sys::standard(0)).unwrap();
         cfmakeraw(&mut settings);
         tcsetattr(common::sys::standard(0), SetArg::TCSANOW, &settings).unwrap();
