@@ -325,6 +325,39 @@ fn after_a_failed_deploy_the_old_release_is_recycled_as_it_was() {
 }
 
 #[test]
+fn a_file_that_went_bad_in_place_costs_no_worker_and_no_request() {
+    for balance in ["shared", "round-robin"] {
+        let mut service = Service::new(&["-n", "2", "--probation", "2s", "--balance", balance]);
+        let (before, load) = (service.workers(), service.load());
+        let good = LEAKY.replace("VERSION", "one");
+        // It is ready, has time to take a client, and dies.
+        let late = "\nsetTimeout(() => process.exit(3), 500);\n";
+        service.dir.write("app.js", &(good.clone() + late));
+        let refused = service.ctl(&["restart", "all"]);
+        assert_eq!(refused.status, 1, "{}", refused.out);
+        assert!(refused.err.contains("status 3"), "{}", refused.err);
+        // The one that failed is said to have ended before it is reaped.
+        eventually("the old ones, and nobody else", || {
+            (service.workers() == before).then_some(())
+        });
+        assert_eq!(service.ctl(&["add"]).status, 0);
+        for _ in 0..3 {
+            let end = service.master.event("worker-exited");
+            assert_eq!(field(&end, "status"), "3", "{end}");
+            load.answer(20);
+        }
+        service.dir.write("app.js", &good);
+        service.ctl(&["clear"]);
+        eventually("the third serves", || {
+            (service.ctl(&["status"]).status == 0).then_some(())
+        });
+        let tally = load.stop();
+        assert_eq!(tally.failures(), 0, "{balance}: {:?}", tally.failed);
+        assert_eq!(service.master.stop(), 0);
+    }
+}
+
+#[test]
 fn limits_that_make_no_sense_are_refused() {
     for (option, value) in [
         ("--max-rss", "much"),

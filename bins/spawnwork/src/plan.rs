@@ -376,6 +376,8 @@ impl Plan {
             // A new release that fails in its probation takes no request along: until the switch the
             // old one has them all.
             holds: self.node != Node::No && self.preload,
+            // With a socket for each slot, what waits at one is nobody else's.
+            shares: self.node != Node::No && self.preload && self.balance != Balance::Slots,
             stop_timeout: self.stop_timeout,
             respawn: self.respawn.clone(),
             on_limit: self.on_limit,

@@ -216,6 +216,8 @@ struct SavedSlot {
     backoff: Option<u64>,
     /// The same, over the limit.
     held: Option<u64>,
+    #[serde(default)]
+    unproven: bool,
     restarts: u64,
     deaths: Vec<SavedDeath>,
     words: Vec<String>,
@@ -358,6 +360,7 @@ impl Master {
                 Wait::Held(until) => Some(clock.left(until)),
                 Wait::Nothing | Wait::Queued | Wait::Backoff(_) => None,
             },
+            unproven: slot.unproven,
             restarts: slot.restarts,
             deaths: slot.deaths.iter().map(death).collect(),
             words: slot.deaths.words().to_vec(),
@@ -567,6 +570,7 @@ impl Master {
         for one in saved.slots {
             let mut slot = Slot::new(one.generation);
             slot.current = one.current;
+            slot.unproven = one.unproven;
             slot.restarts = one.restarts;
             slot.wait = match (one.current, one.backoff, one.held) {
                 (Some(_), _, _) => Wait::Nothing,

@@ -149,7 +149,7 @@ impl Master {
             let worker = slot.current.and_then(|id| members.get(&id));
             let next = slot.next.and_then(|id| members.get(&id));
             let (state, until) = match (worker, slot.wait) {
-                (Some(worker), _) => (worker.state.name(), None),
+                (Some(worker), _) => (worker.state_name(), None),
                 (None, Wait::Backoff(until)) => ("backoff", Some(until)),
                 (None, Wait::Held(until)) => ("held", Some(until)),
                 (None, Wait::Nothing | Wait::Queued) => ("waiting", None),
@@ -159,7 +159,7 @@ impl Master {
                 state,
                 wait: until.map(|until| seconds(until.saturating_duration_since(now))),
                 restarts: slot.restarts,
-                worker: worker.map(|worker| of(worker, worker.state.name())),
+                worker: worker.map(|worker| of(worker, worker.state_name())),
                 next: next.map(|next| {
                     let probation = next.state == State::Serving;
                     of(
@@ -286,7 +286,7 @@ impl Master {
                 Some(worker) => {
                     line.push(("pid", worker.pid.into()));
                     line.push(("generation", worker.generation.into()));
-                    line.push(("state", worker.state.name().into()));
+                    line.push(("state", worker.state_name().into()));
                     line.push((
                         "uptime",
                         now.saturating_duration_since(worker.started).into(),

@@ -43,6 +43,11 @@ impl Pool {
             };
             slot.deaths.note(death, ended.words.clone());
             slot.last_end = end;
+            // The next one of a slot whose worker killed itself so soon will do no better.
+            let proven = member
+                .ready_at
+                .is_some_and(|at| at + self.policy.probation <= now);
+            slot.unproven |= by == By::Itself && !proven && slot.current == Some(id);
         }
         let place = self.vacate(&member);
         self.say_exited(&member, end, uptime, by, &ended.words);
@@ -306,6 +311,7 @@ impl Pool {
             let slot = &mut self.slots[index];
             slot.generation = old;
             slot.history.clear();
+            slot.unproven = false;
             if slot.current.is_some() {
                 alive.push(index);
             } else {

@@ -297,15 +297,7 @@ impl Pool {
         slot.generation = target;
         slot.history.clear();
         slot.wait = Wait::Nothing;
-        let new = slot
-            .current
-            .and_then(|id| self.members.get_mut(&id))
-            .filter(|member| member.held);
-        if let Some(member) = new {
-            member.held = false;
-            let id = member.id;
-            self.give(Effect::Accept(id));
-        }
+        self.let_accept(index);
         if let Some(old) = old {
             self.leave(old, now);
         }

@@ -64,6 +64,8 @@ pub struct Policy {
     pub probe: bool,
     /// New workers can be kept from accepting before they have their slots.
     pub holds: bool,
+    /// And so can one that has its slot: what it leaves is taken by the others.
+    pub shares: bool,
     /// `--stop-timeout`
     pub stop_timeout: Duration,
     /// `--respawn-limit`, `--backoff`
@@ -164,6 +166,16 @@ pub struct Member {
 }
 
 impl Member {
+    /// For the status.
+    #[must_use]
+    pub fn state_name(&self) -> &'static str {
+        if self.state == State::Serving && self.held {
+            "probation"
+        } else {
+            self.state.name()
+        }
+    }
+
     /// It has not been told to go.
     #[must_use]
     pub fn stays(&self) -> bool {
@@ -208,6 +220,9 @@ pub struct Slot {
     pub history: respawn::History,
     /// What it waits for.
     pub wait: Wait,
+    /// No worker of it has lived through its trial yet, or the last one died in it: where others serve,
+    /// the next one gets no client before its own is over.
+    pub unproven: bool,
     /// Workers that were started here after the first.
     pub restarts: u64,
     /// How the last one ended.
@@ -226,6 +241,7 @@ impl Slot {
             generation,
             history: respawn::History::default(),
             wait: Wait::Queued,
+            unproven: false,
             restarts: 0,
             last_end: None,
             deaths: Deaths::default(),
@@ -452,11 +468,12 @@ impl Pool {
         matches!(self.phase, Phase::Stopping(_))
     }
 
-    /// Whether a worker serves in the slot.
+    /// Whether a worker serves in the slot: ready, and not on trial.
     #[must_use]
     pub fn serves(&self, slot: &Slot) -> bool {
         slot.current
-            .is_some_and(|id| self.state(id) == Some(State::Serving))
+            .and_then(|id| self.members.get(&id))
+            .is_some_and(|member| member.state == State::Serving && !member.held)
     }
 
     /// Slots that serve.
@@ -588,12 +605,60 @@ impl Pool {
             if !wanted || self.stopping() {
                 continue;
             }
+            let may_hold = self.policy.shares && !matches!(self.phase, Phase::Initial);
+            let others = self.others_take_clients(index);
             let slot = &mut self.slots[index];
             slot.wait = Wait::Nothing;
             let generation = slot.generation;
-            let id = self.start(index, generation, Beginning::Open, now);
+            let beginning = if slot.unproven && may_hold && others {
+                Beginning::Held
+            } else {
+                Beginning::Open
+            };
+            let id = self.start(index, generation, beginning, now);
             self.slots[index].current = Some(id);
             self.unless_too_many_are_stuck(id, now);
+        }
+    }
+
+    /// Whether clients find somebody in a slot other than this one.
+    fn others_take_clients(&self, index: usize) -> bool {
+        let others = self.slots.iter().enumerate();
+        others
+            .filter(|(other, _)| *other != index)
+            .any(|(_, slot)| self.serves(slot))
+    }
+
+    /// The worker that has this slot may have clients.
+    fn let_accept(&mut self, index: usize) {
+        let current = self.slots.get_mut(index).and_then(|slot| {
+            slot.unproven = false;
+            slot.current
+        });
+        let held = current
+            .and_then(|id| self.members.get_mut(&id))
+            .filter(|member| member.held);
+        if let Some(member) = held {
+            member.held = false;
+            let id = member.id;
+            self.give(Effect::Accept(id));
+        }
+    }
+
+    /// When the trial of a worker that has its slot, and no clients yet, is over.
+    fn proven_at(&self, slot: &Slot) -> Option<Instant> {
+        let member = self.members.get(&slot.current?)?;
+        let on_trial = member.held && member.state == State::Serving;
+        Some(member.ready_at? + self.policy.probation).filter(|_| on_trial)
+    }
+
+    /// Those whose trial is over get clients, and all do when nobody else has any.
+    fn prove(&mut self, now: Instant) {
+        for index in 0..self.slots.len() {
+            let due = self.proven_at(&self.slots[index]);
+            if due.is_some_and(|at| at <= now || !self.others_take_clients(index)) {
+                self.let_accept(index);
+            }
         }
     }
 
@@ -730,7 +795,7 @@ impl Pool {
             .get(slot)
             .is_some_and(|slot| slot.next == Some(id));
         if is_next && self.recycling.replaces(slot) {
-            self.recycled(slot, now);
+            self.replacement_is_ready(now);
         } else if is_next {
             self.next_is_ready(id, now);
         }
@@ -928,7 +993,9 @@ impl Pool {
             }
         }
         while self.slots.len() < wanted {
-            self.slots.push(Slot::new(self.generation));
+            let mut slot = Slot::new(self.generation);
+            slot.unproven = true;
+            self.slots.push(slot);
             self.line.push_back(self.slots.len() - 1);
         }
         if wanted != present {
@@ -960,6 +1027,8 @@ impl Pool {
             }
         }
         self.advance_reload(now);
+        self.advance_recycle(now);
+        self.prove(now);
         self.start_line(now);
     }
 
@@ -1021,16 +1090,27 @@ impl Pool {
             Phase::Reloading(reloading) if !reloading.checking => reloading.steps.deadline(),
             Phase::Reloading(_) | Phase::Initial | Phase::Running | Phase::Stopping(_) => None,
         };
+        let trials = self.slots.iter().filter_map(|slot| self.proven_at(slot));
         members
             .chain(slots)
             .chain(reload)
+            .chain(trials)
+            .chain(self.replacement_due())
             .chain(self.next_start(now))
             .min()
     }
 
-    /// We have not looked for `late`: stopped, or with the whole machine. Nobody is late because we were.
+    /// We have not looked for `late`: stopped, or with the whole machine. Nobody is late because we were,
+    /// and nobody has passed a trial by that.
     pub fn put_off(&mut self, late: Duration) {
+        if let Phase::Reloading(reloading) = &mut self.phase {
+            reloading.steps.put_off(late);
+        }
+        self.put_off_replacement(late);
         for member in self.members.values_mut() {
+            if member.held && member.state == State::Serving {
+                member.ready_at = member.ready_at.map(|at| at + late);
+            }
             if member.state != State::Stuck {
                 member.until = member.until.map(|at| at + late);
             }

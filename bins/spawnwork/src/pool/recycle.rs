@@ -1,5 +1,7 @@
 //! Recycling: a worker that has grown too large or too old, or is named by the operator, is replaced by
-//! one of the same generation. The replacement is ready before the old one goes, one slot at a time.
+//! one of the same generation. The replacement is ready and through its trial before the old one goes, one
+//! slot at a time: the files may have changed since the generation began, and what dies of that takes no
+//! client along, and nobody's place.
 
 use super::{Beginning, Effect, Phase, Pool, State, Wait};
 use crate::deaths::By;
@@ -92,6 +94,8 @@ struct Replacing {
     slot: usize,
     why: Why,
     since: Instant,
+    /// The replacement serves since then: on trial.
+    ready: Option<Instant>,
 }
 
 /// The book of it.
@@ -204,15 +208,55 @@ impl Pool {
             slot: index,
             why,
             since: now,
+            ready: None,
         });
-        // Known code, which accepts as soon as it listens.
-        let id = self.start(index, generation, Beginning::Open, now);
+        let beginning = if self.policy.holds {
+            Beginning::Held
+        } else {
+            Beginning::Open
+        };
+        let id = self.start(index, generation, beginning, now);
         self.slots[index].next = Some(id);
         self.unless_too_many_are_stuck(id, now);
         true
     }
 
-    /// The replacement serves, or the old one is gone: it has the slot, and the old one finishes.
+    /// The replacement serves: its trial begins.
+    pub(super) fn replacement_is_ready(&mut self, now: Instant) {
+        if let Some(one) = &mut self.recycling.under_way {
+            one.ready = Some(now);
+        }
+        self.advance_recycle(now);
+    }
+
+    pub(super) fn put_off_replacement(&mut self, late: Duration) {
+        let ready = self.recycling.under_way.as_mut();
+        if let Some(since) = ready.and_then(|one| one.ready.as_mut()) {
+            *since += late;
+        }
+    }
+
+    /// When the trial of the replacement is over; one that is told to go in it does not pass.
+    pub(super) fn replacement_due(&self) -> Option<Instant> {
+        let one = self.recycling.under_way?;
+        let next = self.slots.get(one.slot)?.next?;
+        self.state(next).filter(|state| *state == State::Serving)?;
+        let trial = match one.why {
+            // What it replaces may die at any moment.
+            Why::Generation => Duration::ZERO,
+            Why::Memory(_) | Why::Age | Why::Asked => self.policy.probation,
+        };
+        Some(one.ready? + trial)
+    }
+
+    pub(super) fn advance_recycle(&mut self, now: Instant) {
+        let due = self.replacement_due().is_some_and(|at| at <= now);
+        if let Some(one) = self.recycling.under_way.filter(|_| due) {
+            self.recycled(one.slot, now);
+        }
+    }
+
+    /// The trial is over, or the old one is gone: it has the slot, and the old one finishes.
     pub(super) fn recycled(&mut self, index: usize, now: Instant) {
         let Some(one) = self.recycling.under_way.take_if(|one| one.slot == index) else {
             return;
@@ -222,6 +266,7 @@ impl Pool {
             slot.wait = Wait::Nothing;
             std::mem::replace(&mut slot.current, slot.next.take())
         });
+        self.let_accept(index);
         if one.why == Why::Asked {
             self.recycling.restarted += 1;
         }

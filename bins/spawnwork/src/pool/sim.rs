@@ -73,6 +73,8 @@ struct World {
     no_processes: usize,
     checking: Option<u32>,
     probing: Option<u64>,
+    /// Those that may accept, now or as soon as they listen.
+    open_to_all: BTreeSet<u64>,
     /// Reloads whose result is still to come.
     open: BTreeSet<u32>,
     queued: Option<(Quality, Manners)>,
@@ -80,6 +82,8 @@ struct World {
     started: usize,
     reaped: usize,
     count: u64,
+    /// All that was due is done.
+    at_rest: bool,
 }
 
 impl World {
@@ -93,12 +97,14 @@ impl World {
             no_processes: 0,
             checking: None,
             probing: None,
+            open_to_all: BTreeSet::new(),
             open: BTreeSet::new(),
             queued: None,
             most_slots: workers,
             started: 0,
             reaped: 0,
             count: 0,
+            at_rest: false,
         };
         world.turn();
         world
@@ -145,6 +151,9 @@ impl World {
                 pool.recycle(&mut |pid| rss.get(&pid).copied(), now);
             });
             if quiet {
+                self.at_rest = true;
+                self.check();
+                self.at_rest = false;
                 return;
             }
         }
@@ -173,8 +182,16 @@ impl World {
 
     fn perform(&mut self, effect: Effect, was_stopping: bool) {
         match effect {
-            Effect::Start { id, generation, .. } => {
+            Effect::Start {
+                id,
+                generation,
+                beginning,
+                ..
+            } => {
                 assert!(!was_stopping, "a start after the request to stop");
+                if beginning == Beginning::Open {
+                    self.open_to_all.insert(id);
+                }
                 if self.no_processes > 0 {
                     self.no_processes -= 1;
                     self.pool.start_failed(id, "fork: EAGAIN", self.now);
@@ -226,8 +243,8 @@ impl World {
                     self.reload(quality, manners);
                 }
             }
-            Effect::Accept(_)
-            | Effect::Say(..)
+            Effect::Accept(id) => assert!(self.open_to_all.insert(id), "told twice"),
+            Effect::Say(..)
             | Effect::Progress(..)
             | Effect::Restarted(_)
             | Effect::Outcome(_)
@@ -451,6 +468,19 @@ impl World {
             self.most_slots
         );
         assert_eq!(self.started, self.reaped + self.processes.len());
+        for member in pool.members.values() {
+            assert_ne!(member.held, self.open_to_all.contains(&member.id));
+        }
+        // Nobody waits for clients while there is none who has them.
+        let ready: Vec<&Member> = pool
+            .slots
+            .iter()
+            .filter_map(|slot| pool.members.get(&slot.current?))
+            .filter(|one| one.state == State::Serving)
+            .collect();
+        if self.at_rest && !ready.is_empty() {
+            assert!(ready.iter().any(|one| !one.held), "{ready:?}");
+        }
     }
 
     /// From now on all is well: everybody serves soon, or it had been given up before.
@@ -564,6 +594,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             check,
             probe,
             holds,
+            shares: holds && !probe,
             stop_timeout: Duration::from_secs(6),
             respawn: respawn::Policy {
                 count,
@@ -620,6 +651,7 @@ fn calm(workers: usize) -> World {
         check: false,
         probe: false,
         holds: true,
+        shares: true,
         stop_timeout: Duration::from_secs(6),
         respawn: respawn::Policy {
             count: 5,
@@ -700,4 +732,67 @@ fn a_reload_whose_canary_hangs_in_the_kernel_fails_like_any_other() {
         Some(2)
     );
     assert_eq!(world.pool.serving(), 2);
+}
+
+#[test]
+fn files_that_went_bad_under_a_generation_take_no_place_and_no_client() {
+    for length in [0, 60, 2900] {
+        let mut world = calm(3);
+        let before: Vec<Option<u64>> = world.pool.slots.iter().map(|slot| slot.current).collect();
+        world
+            .releases
+            .insert(1, (Quality::Late(length), Manners::Polite(0)));
+        let good = world.open_to_all.clone();
+        world.apply(Op::RestartAll);
+        world.apply(Op::Pass(20_000));
+        world.apply(Op::Resize(4));
+        world.apply(Op::Pass(120_000));
+        let after: Vec<Option<u64>> = world.pool.slots[..3]
+            .iter()
+            .map(|slot| slot.current)
+            .collect();
+        assert_eq!(before, after);
+        assert_eq!(world.pool.serving(), 3);
+        assert!(world.started > 8, "they were tried: {}", world.started);
+        assert_eq!(world.open_to_all, good);
+        // Good again: the new one serves, once it is through.
+        world
+            .releases
+            .insert(1, (Quality::Good, Manners::Polite(0)));
+        world.apply(Op::Clear);
+        world.apply(Op::Pass(40_000));
+        assert_eq!(world.pool.serving(), 4);
+    }
+}
+
+#[test]
+fn a_replacement_has_not_lived_through_a_pause_of_the_whole_machine() {
+    let mut world = calm(1);
+    let old = world.pool.slots[0].current;
+    world
+        .releases
+        .insert(1, (Quality::Late(2900), Manners::Polite(0)));
+    world.apply(Op::Restart(0));
+    world.apply(Op::Pass(2000));
+    assert!(world.pool.slots[0].next.is_some());
+    for process in world.processes.values_mut() {
+        process.ends_at = process
+            .ends_at
+            .map(|(at, end)| (at + Duration::from_secs(60), end));
+    }
+    world.apply(Op::PutOff(60_000));
+    world.apply(Op::Pass(5000));
+    assert_eq!(world.pool.slots[0].current, old);
+}
+
+#[test]
+fn a_worker_on_trial_has_clients_at_once_when_nobody_else_has() {
+    let mut world = calm(1);
+    world.apply(Op::Resize(2));
+    world.apply(Op::Pass(1000));
+    let new = world.pool.slots[1].current.unwrap();
+    assert_eq!(world.pool.state(new), Some(State::Serving));
+    assert!(!world.open_to_all.contains(&new));
+    world.apply(Op::Die(0));
+    assert!(world.open_to_all.contains(&new));
 }
