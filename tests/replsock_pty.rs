@@ -44,15 +44,23 @@ fn programs_with_a_console() {
     let mut terminal = sqlite.attach();
     terminal.shows("sqlite> ");
     terminal.types("select 40 + 2;\r");
-    terminal.shows("\n42");
+    terminal.shows("\r42");
     terminal.types(".exit 3\r");
     terminal.ends(3);
     let irb = serve(&[], &["irb", "-f"]);
     let mut terminal = irb.attach();
-    // What reline asks the terminal for, nobody answers here but the one who types.
-    terminal.types("\u{1b}[1;1R40 + 2\r");
-    terminal.shows("=> 42");
-    terminal.types("exit 5\r");
+    // What reline asks the terminal: the person's own answers, and nobody else.
+    for _ in 0..2 {
+        terminal.shows("\u{1b}[6n");
+        terminal.types("\u{1b}[1;1R");
+    }
+    terminal.shows("irb(main)");
+    terminal.types("40 + 2\r");
+    terminal.shows("42\u{1b}[0m\r\n");
+    terminal.shows("\u{1b}[6n");
+    terminal.types("\u{1b}[1;1R");
+    terminal.shows("irb(main)");
+    terminal.types("exit!(5)\r");
     terminal.ends(5);
 }
 
@@ -67,10 +75,13 @@ fn a_shell_with_all_that_a_terminal_has() {
     terminal.resize(100, 40);
     terminal.types("trap 'echo pulled' WINCH; stty size\r");
     terminal.shows("40 100");
+    // Back at its prompt: before that it is stty that hears.
+    terminal.shows("ready> ");
     terminal.resize(90, 30);
     terminal.shows("pulled");
     terminal.types("stty size\r");
     terminal.shows("30 90");
+    terminal.shows("ready> ");
     // Control-C is a key, for what runs there.
     terminal.types("sleep 1000\r");
     let child = served.children()[0];
@@ -78,6 +89,7 @@ fn a_shell_with_all_that_a_terminal_has() {
         (kit::run::children_of(child).len() == 1).then_some(())
     });
     terminal.types("\u{3}");
+    terminal.shows("^C");
     terminal.shows("ready> ");
     // So is Control-Z, and jobs are jobs.
     terminal.types("sleep 1000\r");
@@ -86,7 +98,7 @@ fn a_shell_with_all_that_a_terminal_has() {
     });
     terminal.types("\u{1a}");
     terminal.shows("Stopped");
-    terminal.types("kill %1; wait; exit 9\r");
+    terminal.types("disown -a; exit 9\r");
     terminal.ends(9);
 }
 
@@ -113,7 +125,7 @@ fn the_ways_out() {
     ] {
         let (served, mut terminal) = shell();
         terminal.types("printf '\\033[?1049h\\033[?25l'; echo full\r");
-        terminal.shows("\rfull");
+        terminal.shows("25lfull");
         signal(terminal.client(), end);
         // What the program had switched on is off again.
         terminal.shows("\u{1b}[?25h\u{1b}[?1049l");
@@ -177,7 +189,7 @@ fn a_terminal_for_who_has_none() {
     let said = served.told(b"puts 40 + 2\n");
     assert!(said.contains("42"), "{said:?}");
     // Our own client, too: as a script it has the status.
-    let answer = served.eval(&[], "exit 3\n");
+    let answer = served.eval(&[], "exit!(3)\n");
     assert_eq!(answer.status, 3, "{}", answer.out);
     // A size that is none.
     let served = serve(&["--pty"], &["stty", "size"]);

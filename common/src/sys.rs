@@ -769,6 +769,16 @@ pub fn set_window_size(fd: BorrowedFd<'_>, columns: u16, rows: u16) {
     unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &size) };
 }
 
+/// FIONREAD: how many bytes can be read at once; of a terminal in canonical mode, those of whole lines
+/// (ioctl_tty(2)). `None` for what has no such count.
+#[must_use]
+pub fn unread(fd: BorrowedFd<'_>) -> Option<usize> {
+    let mut count: c_int = 0;
+    // SAFETY: the kernel writes one int to a pointer to one.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &mut count) };
+    (done == 0).then(|| usize::try_from(count).unwrap_or(0))
+}
+
 /// SO_PEERGROUPS: the supplementary groups of the process at the other end of a unix socket, as they were
 /// when it connected (unix(7), since Linux 4.13). `None` where the kernel does not tell.
 #[must_use]

@@ -12,7 +12,7 @@ use common::sys::{self, Image, Session};
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
-use nix::sys::termios::{SpecialCharacterIndices, tcgetattr};
+use nix::sys::termios::{LocalFlags, SpecialCharacterIndices, tcgetattr};
 use nix::unistd::{Pid, pipe2};
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -59,7 +59,7 @@ pub enum Ends {
         /// Ours.
         master: OwnedFd,
         /// Its.
-        _slave: OwnedFd,
+        slave: OwnedFd,
         /// All output was read.
         over: bool,
     },
@@ -103,6 +103,8 @@ pub struct Program {
     pub line_is_whole: bool,
     /// Ends of file typed so far, and when the next one is due.
     pub typed_eof: (u32, Option<Instant>),
+    /// It was seen to edit its lines itself.
+    pub edits: bool,
     /// When it is hung up, if it is still there.
     pub hang_up_at: Option<Instant>,
     /// When it is killed.
@@ -164,7 +166,7 @@ impl Program {
                 let standard = [raw(&pair.slave); 3];
                 let ends = Ends::Terminal {
                     master: pair.master,
-                    _slave: pair.slave,
+                    slave: pair.slave,
                     over: false,
                 };
                 (standard, ends, Vec::new())
@@ -209,6 +211,7 @@ impl Program {
             input_over: false,
             line_is_whole: true,
             typed_eof: (0, None),
+            edits: false,
             hang_up_at: None,
             kill_at: None,
             queries: Queries::default(),
@@ -315,8 +318,7 @@ impl Program {
                 if !self.line_is_whole {
                     let _ = self.write(b"\n");
                 }
-                self.typed_eof.1 = Some(now);
-                self.type_eof(now);
+                self.typed_eof.1 = Some(now + EOF_SOON);
             }
             Ends::Terminal { .. } | Ends::None => {}
         }
@@ -330,22 +332,51 @@ impl Program {
         if due > now {
             return;
         }
-        let Ends::Terminal { master, .. } = &self.ends else {
+        let Ends::Terminal { master, slave, .. } = &self.ends else {
             return;
         };
-        let letter = tcgetattr(master).ok().and_then(|settings| {
+        // What was typed before is still to be read: behind that it might be taken for a part of it, when the
+        // command changes its terminal's mode meanwhile (readline does; an end of file becomes a NUL then).
+        if sys::unread(slave.as_fd()).is_some_and(|count| count > 0) {
+            self.typed_eof.1 = Some(now + EOF_SOON);
+            return;
+        }
+        let settings = tcgetattr(master).ok();
+        let canonical = settings
+            .as_ref()
+            .is_none_or(|settings| settings.local_flags.contains(LocalFlags::ICANON));
+        let soon = times < EOF_SOON_TIMES;
+        if canonical && self.edits && soon {
+            // It evaluates, and edits its next line afterwards.
+            self.typed_eof = (times + 1, Some(now + EOF_SOON));
+            return;
+        }
+        let letter = settings.and_then(|settings| {
             let at = SpecialCharacterIndices::VEOF as usize;
             settings.control_chars.get(at).copied()
         });
         // Control-D where it is switched off.
         let letter = letter.filter(|letter| *letter != 0).unwrap_or(4);
-        let _ = self.write(&[letter]);
-        let pause = if times < EOF_SOON_TIMES {
-            EOF_SOON
+        let (keys, pause) = if soon {
+            (vec![letter], EOF_SOON)
         } else {
-            EOF_LATER
+            // Something may stand before it by now.
+            (vec![b'\n', letter], EOF_LATER)
         };
+        let _ = self.write(&keys);
         self.typed_eof = (times + 1, Some(now + pause));
+    }
+
+    /// Looks whether it edits its lines itself, at a moment at which it may: an end of file that is typed while
+    /// it does not is no key of its editor's.
+    pub fn look_at_terminal(&mut self) {
+        if let (Ends::Terminal { master, .. }, (_, Some(_)), false) =
+            (&self.ends, self.typed_eof, self.edits)
+        {
+            let settings = tcgetattr(master).ok();
+            self.edits =
+                settings.is_some_and(|settings| !settings.local_flags.contains(LocalFlags::ICANON));
+        }
     }
 
     /// Its terminal has another size.

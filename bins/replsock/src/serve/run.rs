@@ -1114,6 +1114,7 @@ impl Server {
         if program.end.is_some() {
             program.after_end += have as u64;
         }
+        program.look_at_terminal();
         if over {
             program.output_over(which);
         }
