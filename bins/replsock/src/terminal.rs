@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use nix::sys::termios::cfmakeraw;
 
-    const RAW: &str = "REPLSOCK_TEST_PANICS_RAW";
+    const RAW: &str = "PANICS_WITH_A_RAW_TERMINAL";
 
     /// What ends by a panic with its terminal raw; run by the next test, below script(1).
     #[test]
