@@ -90,6 +90,7 @@ if [ "${1:-}" = bench ]; then
 	need s6-log s6
 	need inotifywait inotify-tools
 	need entr entr
+	need dtach dtach
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi
@@ -124,6 +125,14 @@ if [ -n "$missing" ]; then
 			exit 1
 		}
 	fi
+fi
+
+# Not every system has one. The test that needs it (replsock_browser) fails then, and no other does.
+if ! command -v chromium >/dev/null 2>&1; then
+	say "installing: chromium"
+	missing=chromium
+	{ install_packages || { apt-get update -q && install_packages; }; } >&2 ||
+		say "chromium cannot be installed here: the test replsock_browser will fail"
 fi
 
 # ---- npm packages, in the cache ----

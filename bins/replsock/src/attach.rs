@@ -35,8 +35,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// So long a key may wait for a completion.
-const COMPLETION: Duration = Duration::from_millis(500);
+/// So long a key may wait for a completion: an agent lets a client whose share is spent wait for a second.
+const COMPLETION: Duration = Duration::from_millis(1500);
 /// A loop that is not blocked says hello within microseconds.
 const GREETING: Duration = Duration::from_secs(5);
 
@@ -148,6 +148,8 @@ impl Session<'_> {
         }
         let mut code = String::new();
         loop {
+            // Control-C that was typed before counts for nothing; one behind the line is meant for it.
+            while let Ok(Some(_)) = self.interrupts.read_signal() {}
             let typed = editor.readline(if code.is_empty() { &prompt } else { "... " });
             match typed {
                 Ok(line) => {
@@ -247,8 +249,6 @@ impl Session<'_> {
             force: Some(force),
             ..Request::default()
         })?;
-        // Control-C that was typed before counts for nothing.
-        while let Ok(Some(_)) = self.interrupts.read_signal() {}
         let mut interrupted = 0;
         let mut say_at: Option<Instant> = None;
         loop {

@@ -15,6 +15,7 @@ mod inspector;
 mod link;
 mod ls;
 mod modes;
+mod room;
 mod run;
 mod serve;
 mod served;

@@ -146,7 +146,9 @@ pub fn survey(app: Option<&str>) -> Result<Vec<Found>> {
                 }
             }
             Err(error) if error.exit == Exit::NotFound => found.state = State::Stale,
-            Err(_) => found.state = State::Refused,
+            Err(error) if error.exit == Exit::NotExecutable => found.state = State::Refused,
+            // It lives, and let nobody in.
+            Err(_) => {}
         }
         list.push(found);
     }
@@ -185,7 +187,11 @@ fn hear(list: &mut [Found], mut links: Vec<(usize, Link)>) -> Result<()> {
                 return false;
             };
             if link.read().is_err() {
-                found.state = State::Stale;
+                // It has ended meanwhile; or it takes no more clients, and lives.
+                let again = Link::open(&Place::Unix(found.path.clone()), &Hello::default());
+                if again.is_err_and(|error| error.exit == Exit::NotFound) {
+                    found.state = State::Stale;
+                }
                 return false;
             }
             if let Ok(hello) = link.greeting(Some(Instant::now())) {

@@ -88,3 +88,46 @@ pub fn colours(fd: i32) -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && nix::unistd::isatty(common::sys::standard(fd)).unwrap_or(false)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use nix::sys::termios::cfmakeraw;
+
+    const RAW: &str = "PANICS_WITH_A_RAW_TERMINAL";
+
+    /// What ends by a panic with its terminal raw; run by the next test, below script(1).
+    #[test]
+    fn a_panic_ends_us() {
+        if std::env::var_os(RAW).is_none() {
+            return;
+        }
+        let _interrupts = guard(&[]).unwrap();
+        let mut settings = tcgetattr(common::sys::standard(0)).unwrap();
+        cfmakeraw(&mut settings);
+        tcsetattr(common::sys::standard(0), SetArg::TCSANOW, &settings).unwrap();
+        panic!("meant");
+    }
+
+    // Edge case 22.
+    #[test]
+    fn a_panic_leaves_the_terminal_as_it_was() {
+        let own = std::env::current_exe().unwrap();
+        let line = format!(
+            "'{}' --exact terminal::tests::a_panic_ends_us; echo \"status $?\"; stty -a | grep -o '[-]*icanon'",
+            own.display()
+        );
+        let run = kit::Run::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .env(RAW, "1")
+            .env("SHELL", "/bin/sh")
+            .finish();
+        assert!(run.out.contains("status 101"), "{}", run.out);
+        assert!(
+            run.out.contains("icanon") && !run.out.contains("-icanon"),
+            "{}",
+            run.out
+        );
+    }
+}
