@@ -14,7 +14,7 @@ PAGES7 = $(wildcard man/man7/*.7)
 SCRIPTS = $(wildcard .ci/run tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh) $(EXAMPLE_SCRIPTS)
 # Run by whatever `sh` is on a host: checked as POSIX and as dash has it (shellcheck does not know busybox everywhere).
 EXAMPLE_SCRIPTS = $(wildcard examples/deploy/deploy examples/openrc/shop $(foreach kind,runit s6,$(foreach name,run finish conf,examples/$(kind)/$(name))))
-EXAMPLES = $(shell find examples -type f)
+EXAMPLES = $(shell find examples -name node_modules -prune -o -type f ! -name package-lock.json -print)
 EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
 .DEFAULT_GOAL = all
