@@ -74,6 +74,8 @@ need git git
 need busybox busybox
 need runsv runit
 need s6-supervise s6
+need zsh zsh
+need fish fish
 need linux.uml user-mode-linux
 need rpc.nfsd nfs-kernel-server
 need mount.nfs nfs-common
