@@ -6,16 +6,17 @@
     missing_docs
 )]
 
-use kit::http::get;
+use kit::http::{exchange, get};
 use kit::{Dir, NODES, Run, Running, app, eventually, field, free_port};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn spawnwork(args: &[&str]) -> Run {
     Run::new(env!("CARGO_BIN_EXE_spawnwork")).args(args)
@@ -466,6 +467,49 @@ fn an_app_with_its_own_handler_of_term_leaves_by_itself() {
         assert!(!err.contains("worker-killed"), "node {version}: {err}");
         let out = master.out_to_its_end();
         assert_eq!(out.matches("closed").count(), 2, "node {version}: {out}");
+    }
+}
+
+#[test]
+fn a_request_that_came_while_everything_stood_still_is_answered_at_the_end_too() {
+    for version in NODES {
+        let (dir, port) = (Dir::new(), free_port());
+        dir.write("app.js", "require('http').createServer((q, r) => r.end('hello')).listen(Number(process.env.PORT), '127.0.0.1');\n");
+        let bin = kit::node(version);
+        let mut master = spawnwork(&["-n", "1", "--", "node", "app.js"])
+            .env("PATH", path_with(&[bin.parent().unwrap()]))
+            .env("PORT", port.to_string())
+            .dir(dir.path())
+            .start();
+        master.event("generation-serving");
+        let address = format!("127.0.0.1:{port}");
+        let kept = || {
+            let mut one = kit::http::connect(&address, kit::PATIENCE).unwrap();
+            assert!(exchange(&mut one, "/", true).unwrap().keeps);
+            one
+        };
+        let mut idle = kept();
+        let mut others: Vec<_> = (0..200).map(|_| kept()).collect();
+        let worker = Pid::from_raw(kit::run::children_of(master.pid())[0]);
+        master.signal(Signal::SIGTERM);
+        // The end has begun for the worker when it says so to one of the others.
+        eventually("an answer that is the last one", || {
+            let mut other = others.pop().expect("enough of them");
+            (!exchange(&mut other, "/", true).unwrap().keeps).then_some(())
+        });
+        kill(worker, Signal::SIGSTOP).unwrap();
+        let stopped = Instant::now();
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            .unwrap();
+        // By then it is time for it to close what is idle.
+        eventually("time to pass", || {
+            (stopped.elapsed() > Duration::from_secs(3)).then_some(())
+        });
+        kill(worker, Signal::SIGCONT).unwrap();
+        let mut answer = String::new();
+        idle.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("hello"), "node {version}: {answer:?}");
+        assert_eq!(master.end(), 0);
     }
 }
 

@@ -40,7 +40,7 @@ fn anything(seed: u64, options: &[&str]) {
     dir.write("app.js", &GOOD.replace("VERSION", "0"));
     let mut master = Run::new(SPAWNWORK)
         .args(["-n", "3", "--control", "c.sock", "--pid-file", "pid"])
-        .args(["--probation", "100ms", "--ready-timeout", "20s"])
+        .args(["--probation", "200ms", "--ready-timeout", "20s"])
         .args(["--respawn-limit", "0"])
         .args(options)
         .args(["--", "node", "app.js"])
@@ -77,8 +77,13 @@ fn anything(seed: u64, options: &[&str]) {
                 deploy("throw new Error('at load');\n".to_owned());
                 "reload".to_owned()
             }
+            // With a socket for each slot a worker that is added has clients at once, and takes them along.
+            5 if options.contains(&"slots") => {
+                deploy("process.exit(3);\n".to_owned());
+                "reload nowait".to_owned()
+            }
             5 => {
-                deploy(good + "setTimeout(() => process.exit(3), 60);\n");
+                deploy(good + "setTimeout(() => process.exit(3), 20);\n");
                 "reload nowait".to_owned()
             }
             6 => "add".to_owned(),

@@ -103,8 +103,11 @@
       if (session) session.close();
     }
     later(idle, function again() {
-      closeIdle();
-      later(100, again);
+      // What came while this process or the machine stood still is read first.
+      setImmediate(() => {
+        closeIdle();
+        later(100, again);
+      });
     });
     later(Math.max(deadline - 500, deadline * 0.8), () => {
       for (const socket of connections()) {

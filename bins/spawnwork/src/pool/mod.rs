@@ -1100,9 +1100,17 @@ impl Pool {
             .min()
     }
 
-    /// We have not looked for `late`: stopped, or with the whole machine. Nobody is late because we were.
+    /// We have not looked for `late`: stopped, or with the whole machine. Nobody is late because we were,
+    /// and nobody has passed a trial by that.
     pub fn put_off(&mut self, late: Duration) {
+        if let Phase::Reloading(reloading) = &mut self.phase {
+            reloading.steps.put_off(late);
+        }
+        self.put_off_replacement(late);
         for member in self.members.values_mut() {
+            if member.held && member.state == State::Serving {
+                member.ready_at = member.ready_at.map(|at| at + late);
+            }
             if member.state != State::Stuck {
                 member.until = member.until.map(|at| at + late);
             }

@@ -229,6 +229,13 @@ impl Pool {
         self.advance_recycle(now);
     }
 
+    pub(super) fn put_off_replacement(&mut self, late: Duration) {
+        let ready = self.recycling.under_way.as_mut();
+        if let Some(since) = ready.and_then(|one| one.ready.as_mut()) {
+            *since += late;
+        }
+    }
+
     /// When the trial of the replacement is over; one that is told to go in it does not pass.
     pub(super) fn replacement_due(&self) -> Option<Instant> {
         let one = self.recycling.under_way?;

@@ -98,6 +98,15 @@ impl Reload {
         }
     }
 
+    /// `late` has passed in which nobody could show anything: it does not count for the trials.
+    pub fn put_off(&mut self, late: Duration) {
+        for slot in &mut self.slots {
+            if let Progress::Ready(since) = slot {
+                *since += late;
+            }
+        }
+    }
+
     /// What is to be done now, with at most `room` starts. Each step is given once.
     pub fn advance(&mut self, now: Instant, mut room: usize) -> Vec<Step> {
         let mut steps = Vec::new();
@@ -342,6 +351,18 @@ mod tests {
                 Step::Commit
             ]
         );
+    }
+
+    #[test]
+    fn time_in_which_all_stood_still_proves_nothing() {
+        let now = Instant::now();
+        let mut reload = Reload::new(1, rules(1, 1));
+        assert_eq!(reload.advance(now, 99), [Step::Start(0)]);
+        reload.ready(0, now);
+        reload.put_off(Duration::from_secs(60));
+        assert_eq!(reload.advance(now + Duration::from_secs(61), 99), []);
+        let steps = reload.advance(now + Duration::from_secs(63), 99);
+        assert_eq!(steps, [Step::Switch(0), Step::Commit]);
     }
 
     #[test]

@@ -766,6 +766,26 @@ fn files_that_went_bad_under_a_generation_take_no_place_and_no_client() {
 }
 
 #[test]
+fn a_replacement_has_not_lived_through_a_pause_of_the_whole_machine() {
+    let mut world = calm(1);
+    let old = world.pool.slots[0].current;
+    world
+        .releases
+        .insert(1, (Quality::Late(2900), Manners::Polite(0)));
+    world.apply(Op::Restart(0));
+    world.apply(Op::Pass(2000));
+    assert!(world.pool.slots[0].next.is_some());
+    for process in world.processes.values_mut() {
+        process.ends_at = process
+            .ends_at
+            .map(|(at, end)| (at + Duration::from_secs(60), end));
+    }
+    world.apply(Op::PutOff(60_000));
+    world.apply(Op::Pass(5000));
+    assert_eq!(world.pool.slots[0].current, old);
+}
+
+#[test]
 fn a_worker_on_trial_has_clients_at_once_when_nobody_else_has() {
     let mut world = calm(1);
     world.apply(Op::Resize(2));
