@@ -9,6 +9,7 @@
 
 use kit::load::{Load, Options};
 use kit::{Dir, Finished, Run, Running, eventually, free_port, root};
+use nix::fcntl::{Flock, FlockArg};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -143,16 +144,29 @@ impl Site {
         reply.body.split_whitespace().nth(2).unwrap().to_owned()
     }
 
-    fn service(&self) -> Running {
-        let mut service = Run::new(PROGRAM)
-            .args(["-n", "2", "--control", "app.sock", "--probation", "300ms"])
-            .args(["--check", "node --check app.js", "-C", "app/current"])
-            .args(["--", "node", "app.js"])
-            .dir(self.dir.path().join("srv"))
-            .env("PORT", self.app_port.to_string())
-            .start();
-        service.event("generation-serving");
-        service
+    fn ask(&self, request: &str) -> Finished {
+        let socket = self.dir.path().join("srv/app.sock");
+        Run::new(PROGRAM)
+            .arg("--ctl")
+            .arg(socket)
+            .arg(request)
+            .finish()
+    }
+
+    /// What runs the releases, as a command of the host's shell.
+    fn service(&self) -> String {
+        format!(
+            "PORT={} nohup spawnwork -n 2 --control app.sock --probation 300ms --check 'node --check app.js' \
+             -C app/current -- node app.js",
+            self.app_port
+        )
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        // Nobody else ends what `start` has started.
+        let _ = self.ask("quit");
     }
 }
 
@@ -188,14 +202,20 @@ fn a_life(shell: &[&'static str], length: Length) {
     done(&site.deploy(&["setup"]));
     done(&site.deploy(&["setup"]));
     assert_eq!(site.deploy(&["current"]).status, 1);
-    let first = site.deploy(&["v1"]);
-    done(&first);
-    assert!(first.err.contains("start the service"), "{}", first.err);
-    assert_eq!(site.current(), "1");
+    // A first release that cannot even be started leaves nothing.
+    site.configure("start false");
+    assert_eq!(site.deploy(&["v1"]).status, 1);
+    assert_eq!(site.deploy(&["current"]).status, 1);
+    // One that can is waited for until it serves; the service does not hold the lock.
+    let (srv, service) = (site.dir.path().join("srv"), site.service());
+    let start = format!("cd {} && {{ {service} >log 2>&1 & }}", srv.display());
+    site.configure(&format!("start {start}"));
+    done(&site.deploy(&["v1"]));
+    assert_eq!((&*site.current(), &*site.answer()), ("1", "one"));
+    site.configure("");
     let shared = std::fs::read_link(site.app().join("current/logs")).unwrap();
     assert!(shared.ends_with("shared/logs") && site.app().join("current/logs").is_dir());
 
-    let mut service = site.service();
     let load = Load::paced(
         &Options {
             address: format!("127.0.0.1:{}", site.app_port),
@@ -223,7 +243,6 @@ fn a_life(shell: &[&'static str], length: Length) {
         assert_eq!((&*site.current(), &*site.answer()), ("1", "one"));
         let tally = load.stop();
         assert_eq!(tally.failures(), 0, "{:?}", tally.failed);
-        assert_eq!(service.stop(), 0);
         return;
     }
     // Taken back after it had taken over.
@@ -306,18 +325,8 @@ fn a_life(shell: &[&'static str], length: Length) {
     assert_eq!((&*site.current(), &*site.answer()), ("4", "w4"));
 
     // Two at once on one host.
-    let lock = Run::new("flock")
-        .arg(site.app().join(".lock"))
-        .args(["sleep", "1000"])
-        .start();
-    eventually("the lock is held", || {
-        let run = Run::new("flock")
-            .arg("-n")
-            .arg(site.app().join(".lock"))
-            .arg("true")
-            .finish();
-        (run.status == 1).then_some(())
-    });
+    let file = std::fs::File::create(site.app().join(".lock")).unwrap();
+    let lock = Flock::lock(file, FlockArg::LockExclusive).unwrap();
     let second = site.deploy(&["revert"]);
     assert_eq!(second.status, 1, "{}", second.err);
     assert!(second.err.contains("another deploy"), "{}", second.err);
@@ -328,7 +337,12 @@ fn a_life(shell: &[&'static str], length: Length) {
     // A release that dies after it has taken over takes along what its workers have in hand.
     let refused = tally.of(kit::http::Failure::Refused) + tally.of(kit::http::Failure::TimedOut);
     assert_eq!(refused, 0, "{:?}", tally.failed);
-    assert_eq!(service.stop(), 0);
+
+    // Where nothing runs, a release is only put there.
+    assert_eq!(site.ask("stop").status, 0);
+    let put = site.deploy(&["v2"]);
+    done(&put);
+    assert!(put.err.contains("start the service"), "{}", put.err);
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl Host {
     fn adapted(&self, text: &str) -> String {
         text.replace(
             "/srv/shop",
-            &self.srv("").display().to_string().trim_end_matches('/'),
+            self.srv("").display().to_string().trim_end_matches('/'),
         )
         .replace("3000", &self.port.to_string())
     }
