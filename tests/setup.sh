@@ -8,9 +8,12 @@
 # ${NIRVANA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nirvana-tests}:
 #   node-V/bin/node                          Node V, for each V below
 #   frameworks/node_modules/                 express, fastify, tsx, pnpm, yarn (with `bench`: pm2, recluster)
+# and so is watchexec, which Debian has not: with `bench`, built by cargo, for some minutes:
+#   watchexec/bin/watchexec
 set -eu
 
 node_versions='16 18 20 22 24 26'
+watchexec_version=2.8.0
 cache=${NIRVANA_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/nirvana-tests}
 
 say() {
@@ -184,4 +187,16 @@ fi
 if [ -n "$failed" ]; then
 	say "could not install:$failed"
 	exit 1
+fi
+
+# ---- watchexec, in the cache ----
+
+watchexec=$cache/watchexec
+if [ "${1:-}" = bench ] && [ ! -x "$watchexec/bin/watchexec" ] && ! command -v watchexec >/dev/null 2>&1; then
+	say "watchexec into $watchexec: some minutes"
+	# Elsewhere, so that no settings of this folder have a say. The bench does without it, and says so.
+	(cd "$cache" && CARGO_TARGET_DIR=$watchexec/target "${CARGO:-cargo}" install watchexec-cli \
+		--version "$watchexec_version" --locked --quiet --no-track --root "$watchexec") >&2 ||
+		say "could not build watchexec $watchexec_version: it is left out"
+	rm -rf "$watchexec/target"
 fi

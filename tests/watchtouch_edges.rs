@@ -8,10 +8,12 @@
 
 use kit::mount::{Mounted, need_root};
 use kit::touch::{Lines, ago, touch, touch_at};
-use kit::{Dir, Run, Running, field};
+use kit::{Dir, Run, Running, eventually, field};
+use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_watchtouch");
 const QUICK: [&str; 4] = ["--min-gap", "0", "--settle", "10ms"];
@@ -317,4 +319,271 @@ fn a_fleet_is_spread_in_the_same_order_each_time() {
     let (first, second) = (round("random"), round("random"));
     assert!(apart(&first) > 100, "{first:?}");
     assert_ne!(first, second);
+}
+
+// inotify has one watch for a directory, under however many names.
+#[test]
+fn a_directory_that_is_mounted_twice_is_listened_to_under_both_names() {
+    need_root();
+    let dir = Dir::new();
+    let at = |name: &str| dir.path().join(name);
+    for name in ["one", "two"] {
+        fs::create_dir(at(name)).unwrap();
+    }
+    for name in ["one/f", "one/g"] {
+        fs::write(at(name), "x").unwrap();
+    }
+    done(&[
+        "mount",
+        "--bind",
+        at("one").to_str().unwrap(),
+        at("two").to_str().unwrap(),
+    ]);
+    let _clean = Unmount(at("two"));
+    let run = Run::new(PROGRAM)
+        .args([at("one/f"), at("two/f"), at("two/g")])
+        .args(QUICK)
+        .args(["--no-poll", "--safety", "0"]);
+    let mut watched = Lines::start(run, &at("end"));
+    for count in 1..=3 {
+        touch_at(at("one/f"), ago(count));
+        watched.exactly("one/f", count as usize);
+        watched.exactly("two/f", count as usize);
+        touch_at(at("two/g"), ago(count));
+        watched.exactly("two/g", count as usize);
+    }
+    assert_eq!(watched.running.stop(), 0);
+
+    // One of the names is of interest no more.
+    fs::create_dir(at("three")).unwrap();
+    fs::write(at("three/f"), "x").unwrap();
+    symlink("two", at("link")).unwrap();
+    let run = Run::new(PROGRAM)
+        .args([at("one/f"), at("link/f")])
+        .args(QUICK)
+        .args(["--no-poll", "--safety", "0"]);
+    let mut watched = Lines::start(run, &at("end"));
+    symlink("three", at("new")).unwrap();
+    fs::rename(at("new"), at("link")).unwrap();
+    watched.exactly("link/f", 1);
+    touch_at(at("one/f"), ago(9));
+    watched.exactly("one/f", 1);
+    touch_at(at("three/f"), ago(9));
+    watched.exactly("link/f", 2);
+    assert_eq!(watched.running.stop(), 0);
+}
+
+/// An ext4 on a loop device that keeps its number when it is unmounted.
+struct Disk {
+    device: String,
+    dir: Dir,
+}
+
+impl Disk {
+    fn new() -> Disk {
+        need_root();
+        let dir = Dir::new();
+        let image = dir.path().join("image");
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        fs::create_dir(dir.path().join("mnt")).unwrap();
+        done(&["mkfs.ext4", "-q", image.to_str().unwrap()]);
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+        let run = Run::new("/usr/bin/env")
+            .args(["losetup", "--find", "--show"])
+            .arg(&image)
+            .env("PATH", path)
+            .finish();
+        assert_eq!(run.status, 0, "{}", run.err);
+        let device = run.out.trim().to_owned();
+        Disk { device, dir }
+    }
+
+    fn point(&self) -> std::path::PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    fn mount(&self) {
+        done(&["mount", &self.device, self.point().to_str().unwrap()]);
+    }
+
+    fn umount(&self) {
+        done(&["umount", self.point().to_str().unwrap()]);
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(Unmount(self.point()));
+        let _ = Run::new("/usr/bin/env")
+            .args(["losetup", "--detach", &self.device])
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .finish();
+    }
+}
+
+// Unmounted and mounted again between two looks, nothing looks different, and the watch is gone.
+#[test]
+fn a_watch_that_ended_unseen_is_made_anew() {
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    for flood in [0, limit] {
+        let (disk, other) = (Disk::new(), Dir::new());
+        disk.mount();
+        fs::write(disk.point().join("f"), "x").unwrap();
+        let run = Run::new(PROGRAM)
+            .arg(disk.point().join("f"))
+            .args(QUICK)
+            .args(["--no-poll", "--safety", "0"]);
+        let mut watched = Lines::start(run, &other.path().join("end"));
+        watched.running.signal(Signal::SIGSTOP);
+        // With a flood that nobody is told of it.
+        for number in 0..flood {
+            let name = format!("noise{}", number % 2);
+            drop(fs::File::create(other.path().join(name)).unwrap());
+        }
+        disk.umount();
+        disk.mount();
+        watched.running.signal(Signal::SIGCONT);
+        watched.exactly("/f", 0);
+        for count in 1..=2 {
+            touch_at(disk.point().join("f"), ago(count));
+            watched.exactly("/f", count as usize);
+        }
+        assert_eq!(watched.running.stop(), 0);
+    }
+}
+
+// Edge case 18.
+#[test]
+fn links_in_a_circle_are_said_once_each_time() {
+    let dir = Dir::new();
+    let file = dir.write("f", "x");
+    let run = Run::new(PROGRAM)
+        .arg(&file)
+        .args(QUICK)
+        .args(["--safety", "20ms"]);
+    let mut watched = Lines::start(run, &dir.path().join("end"));
+    for count in 1..=2 {
+        fs::remove_file(&file).unwrap();
+        symlink("f", &file).unwrap();
+        let said = watched.running.event("link-loop");
+        assert!(field(&said, "file").ends_with("/f"));
+        // Looked at again and again meanwhile.
+        watched.exactly("/f", count - 1);
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, "y").unwrap();
+        watched.exactly("/f", count);
+        assert_eq!(times(&watched.running, "link-loop"), count);
+    }
+    assert_eq!(watched.running.stop(), 0);
+}
+
+// Edge case 24, where the stamp says otherwise.
+#[test]
+fn what_was_touched_before_its_file_system_was_mounted_is_told_by_the_stamp() {
+    need_root();
+    let (image, dir) = (Mounted::tmpfs(16 << 20), Dir::new());
+    fs::write(image.path().join("f"), "x").unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("point")).unwrap();
+    let (from, to) = (image.path().to_str().unwrap(), at("point"));
+    let to = to.to_str().unwrap();
+    let start = || {
+        let run = Run::new(PROGRAM)
+            .arg(at("point/f"))
+            .args(QUICK)
+            .args(["--safety", "50ms", "--since"])
+            .arg(at("stamp"));
+        Lines::start(run, &at("end"))
+    };
+    done(&["mount", "--bind", from, to]);
+    let _clean = Unmount(at("point"));
+    let mut watched = start();
+    touch_at(image.path().join("f"), ago(100));
+    watched.exactly("point/f", 1);
+    assert_eq!(watched.running.stop(), 0);
+    for touched in [0, 1] {
+        done(&["umount", to]);
+        if touched == 1 {
+            touch_at(image.path().join("f"), ago(50));
+        }
+        let mut watched = start();
+        watched.exactly("point/f", 0);
+        done(&["mount", "--bind", from, to]);
+        watched.exactly("point/f", touched);
+        // It has been seen, and is kept: two files are there.
+        eventually("the stamp", || {
+            let stamp = fs::read_to_string(at("stamp")).unwrap_or_default();
+            (stamp.matches("\nthere ").count() == 2).then_some(())
+        });
+        assert_eq!(watched.running.stop(), 0);
+    }
+}
+
+/// Two may look at a file: a thread that goes the whole way, and the loop, at the file alone. Here the first is held
+/// up on its way.
+#[test]
+fn what_is_seen_late_is_not_taken_for_news() {
+    let other = Dir::new();
+    let shim = other.path().join("statx_held.so");
+    let built = Run::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"])
+        .args([&shim])
+        .args([kit::app("statx_held.c")])
+        .arg("-ldl")
+        .finish();
+    assert_eq!(built.status, 0, "{}", built.err);
+    let gate = other.path().join("gate");
+    let waits = other.path().join("gate.waits");
+    for (held, changed) in [
+        // The link is read, and switched while its file is asked for.
+        ("one/f", "current"),
+        // The file is asked for, and touched before the answer.
+        ("one/f", "f"),
+        ("/current", "current"),
+    ] {
+        let dir = Dir::new();
+        let at = |name: &str| dir.path().join(name);
+        for (name, seconds) in [("one", 500), ("two", 600)] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("f"), name).unwrap();
+            touch_at(at(name).join("f"), ago(seconds));
+        }
+        symlink("one", at("current")).unwrap();
+        let run = Run::new(PROGRAM)
+            .arg(at("current/f"))
+            .args(["--min-gap", "0", "--settle", "0", "--safety", "0"])
+            .args(["--format", "json"])
+            .env("LD_PRELOAD", &shim)
+            .env("STATX_HELD", held)
+            .env("STATX_GATE", &gate);
+        let mut running = run.start();
+        running.event("ready");
+        fs::write(&gate, "").unwrap();
+        running.signal(Signal::SIGHUP);
+        eventually("a look that is held up", || waits.exists().then_some(()));
+        let last = if changed == "current" {
+            symlink("two", at("link")).unwrap();
+            fs::rename(at("link"), at("current")).unwrap();
+            // Not the file any more, though the thread that looks is still on its way to it.
+            touch_at(at("one/f"), std::time::UNIX_EPOCH + Duration::from_secs(7));
+            "two"
+        } else {
+            touch_at(at("one/f"), std::time::UNIX_EPOCH + Duration::from_secs(8));
+            "one"
+        };
+        let end = |text: &str| running.out().contains(text);
+        fs::remove_file(&gate).unwrap();
+        // What is done after that is seen, and before it the truth alone.
+        let time = std::time::UNIX_EPOCH + Duration::from_secs(9);
+        eventually("the first change", || {
+            (!running.out().is_empty()).then_some(())
+        });
+        touch_at(at(last).join("f"), time);
+        eventually("the last touch", || end("\"mtime\":9.").then_some(()));
+        let out = running.out();
+        assert!(!out.contains("\"mtime\":7."), "{held} {changed}: {out}");
+        assert_eq!(out.lines().count(), 2, "{held} {changed}: {out}");
+        assert_eq!(running.stop(), 0);
+    }
 }

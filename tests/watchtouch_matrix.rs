@@ -45,6 +45,15 @@ fn shell(at: &Path, script: &str) {
 const ROWS: &[Row] = &[
     ("nothing", "f", nothing, &[]),
     ("utime", "f", |at| touch(at.join("f")), &["touched"]),
+    (
+        "the modification time alone",
+        "f",
+        |at| {
+            let file = fs::File::open(at.join("f")).unwrap();
+            file.set_modified(ago(100)).unwrap();
+        },
+        &["touched"],
+    ),
     // Edge case 8.
     (
         "an older time",
@@ -346,6 +355,8 @@ fn what_else_counts_when_asked_for() {
         "0",
         "--settle",
         "30ms",
+        "--safety",
+        "0",
     ]);
     let mut lines = Lines::start(run, &dir.path().join("end"));
     fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
@@ -367,9 +378,10 @@ fn what_else_counts_when_asked_for() {
 fn what_was_gone_for_a_while_is_created() {
     let dir = Dir::new();
     let file = dir.write("f", "x");
-    let run = Run::new(PROGRAM)
-        .arg(&file)
-        .args(["--min-gap", "0", "--settle", "30ms"]);
+    let run =
+        Run::new(PROGRAM)
+            .arg(&file)
+            .args(["--min-gap", "0", "--settle", "30ms", "--safety", "0"]);
     let mut lines = Lines::start(run, &dir.path().join("end"));
     fs::rename(&file, dir.path().join("g")).unwrap();
     lines.exactly("/f", 0);
@@ -382,10 +394,13 @@ fn what_was_gone_for_a_while_is_created() {
 fn a_write_through_a_mapping_is_seen_by_the_look_for_safety() {
     let dir = Dir::new();
     let file = dir.write("f", &"x".repeat(4096));
-    let run = Run::new(PROGRAM)
-        .arg(&file)
-        .args(["--min-gap", "0", "--safety", "100ms"]);
-    let mut lines = Lines::start(run, &dir.path().join("end"));
+    let start = |safety: &str| {
+        let run = Run::new(PROGRAM)
+            .arg(&file)
+            .args(["--min-gap", "0", "--safety", safety]);
+        Lines::start(run, &dir.path().join("end"))
+    };
+    let (mut lines, mut without) = (start("100ms"), start("0"));
     let script = "import mmap,sys\nf=open(sys.argv[1],'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[0:1]=b'y'\nm.flush()\nprint('done',flush=True)\nsys.stdin.read()";
     let (_reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     let python = Run::new("python3")
@@ -395,7 +410,11 @@ fn a_write_through_a_mapping_is_seen_by_the_look_for_safety() {
         .start();
     eventually("the write", || python.out().contains("done").then_some(()));
     lines.exactly("/f", 1);
+    without.exactly("/f", 0);
+    // inotify tells of its end.
     drop(writer);
+    without.exactly("/f", 1);
+    lines.exactly("/f", 1);
 }
 
 // Edge case 40.
@@ -535,4 +554,109 @@ impl LastLine for String {
     fn ends_with_line(&self, part: &str) -> bool {
         self.lines().last().is_some_and(|line| line.contains(part))
     }
+}
+
+/// What is touched is told once, and nothing of what the link does not lead to any more, or not yet.
+#[test]
+fn links_switched_and_files_touched_in_any_order_tell_the_truth() {
+    let dir = Dir::new();
+    make(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    let mut lines = Lines::start(
+        Run::new(PROGRAM)
+            .arg(at("current/f"))
+            .args(["--min-gap", "0", "--settle", "0", "--safety", "0"])
+            .args(["--format", "json"]),
+        &at("end"),
+    );
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut next = |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let names = ["one", "two"];
+    let (mut current, mut times) = (0, [0_u64; 2]);
+    // Each file has a time of its own that no other has had.
+    for (time, name) in (1..).zip(names) {
+        times[time - 1] = time as u64;
+        let time = std::time::Duration::from_secs(time as u64);
+        touch_at(at(name).join("f"), std::time::UNIX_EPOCH + time);
+    }
+    let mut led_to = std::collections::HashSet::from([times[0]]);
+    let wanted = |time: u64| format!("\"mtime\":{time}.");
+    // A look goes step by step, as the kernel's own does: it may be at the file when the link is switched, and
+    // see what is done to that just after. When the switch has been told, there is no such look.
+    let mut told = true;
+    for time in 10..1500_u64 {
+        match next(4) {
+            0 => {
+                current = 1 - current;
+                switch(dir.path(), names[current]);
+                told = false;
+            }
+            way => {
+                let which = if way == 1 { 1 - current } else { current };
+                times[which] = time;
+                let time = std::time::Duration::from_secs(time);
+                touch_at(at(names[which]).join("f"), std::time::UNIX_EPOCH + time);
+            }
+        }
+        led_to.insert(times[current]);
+        if !told {
+            led_to.insert(times[1 - current]);
+        }
+        let until = std::time::Instant::now() + std::time::Duration::from_micros(next(600));
+        while std::time::Instant::now() < until {
+            std::thread::yield_now();
+        }
+        if next(8) == 0 {
+            let wanted = wanted(times[current]);
+            eventually(&wanted, || {
+                lines.running.out().ends_with_line(&wanted).then_some(())
+            });
+            told = true;
+        }
+    }
+    let wanted = wanted(times[current]);
+    eventually(&wanted, || {
+        lines.running.out().ends_with_line(&wanted).then_some(())
+    });
+    for line in lines.running.out().lines() {
+        let time = line.split("\"mtime\":").nth(1).unwrap();
+        let time: u64 = time.split('.').next().unwrap().parse().unwrap();
+        assert!(led_to.contains(&time), "{line}");
+    }
+    assert_eq!(lines.running.stop(), 0);
+}
+
+/// What the loop saw by itself is not what the look before it has seen.
+#[test]
+fn touched_and_touched_back_while_the_way_changes_is_told() {
+    let dir = Dir::new();
+    make(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    let (first, file) = (ago(500), at("one/f"));
+    touch_at(&file, first);
+    let run = Run::new(PROGRAM).arg(at("current/f")).args([
+        "--min-gap",
+        "0",
+        "--settle",
+        "0",
+        "--safety",
+        "0",
+    ]);
+    let mut lines = Lines::start(run, &at("end"));
+    for count in [1, 3, 5] {
+        touch_at(&file, ago(400 - count as u64));
+        lines.exactly("current/f", count);
+        lines.running.signal(nix::sys::signal::Signal::SIGSTOP);
+        touch_at(&file, first);
+        switch(dir.path(), "two");
+        switch(dir.path(), "one");
+        lines.running.signal(nix::sys::signal::Signal::SIGCONT);
+        lines.exactly("current/f", count + 1);
+    }
+    assert_eq!(lines.running.stop(), 0);
 }

@@ -287,3 +287,112 @@ fn inotify_is_taken_when_it_can_be_had_again() {
     });
     running.stop();
 }
+
+// Besides the files themselves, what else may lie on a file server that is away.
+#[test]
+fn a_pid_file_on_a_server_that_hangs_holds_nobody_up() {
+    let mut fuse = Fuse::bindfs();
+    let (dir, local) = (Dir::new(), Dir::new());
+    let app = Run::new("sh")
+        .args([
+            "-c",
+            "trap 'echo hit' USR2; echo up; while :; do sleep 0.05; done",
+        ])
+        .start();
+    eventually("the app", || app.out().contains("up").then_some(()));
+    fs::write(fuse.server().join("pid"), app.pid().to_string()).unwrap();
+    let run = |deed: &[&str]| {
+        let mut running = Run::new(PROGRAM)
+            .arg(local.path().join("f"))
+            .args([
+                "--min-gap",
+                "0",
+                "--settle",
+                "0",
+                "--action-timeout",
+                "300ms",
+            ])
+            .arg("--pid-file")
+            .arg(fuse.path().join("pid"))
+            .args(deed)
+            .dir(dir.path())
+            .start();
+        running.event("ready");
+        running
+    };
+    let mut sends = run(&["--signal", "USR2"]);
+    let mut runs = run(&["--on-touch", "echo $PID > pid"]);
+    fuse.hang();
+    // More than there may be threads that hang: what cannot be asked is said, and nobody waits for it.
+    for count in 1..=6 {
+        touch_at(local.path().join("f"), ago(count));
+        let failed = sends.event("signal-failed");
+        assert!(
+            field(&failed, "error").contains("cannot be read"),
+            "{failed}"
+        );
+        let next = |event: &str| {
+            let said = runs.err();
+            said.iter().filter(|line| line.contains(event)).count() as u64
+        };
+        eventually("the action's end", || {
+            (next(": action-failed ") + next(": action-ended ") >= count).then_some(())
+        });
+    }
+    fuse.resume();
+    // The threads come back one by one.
+    let mut older = 100;
+    eventually("a signal", || {
+        older += 1;
+        touch_at(local.path().join("f"), ago(older));
+        app.out().contains("hit").then_some(())
+    });
+    holds(&dir, "pid", &format!("{}\n", app.pid()));
+    fuse.hang();
+    touch(local.path().join("f"));
+    runs.event("file-touched");
+    let from = Instant::now();
+    assert_eq!(runs.stop(), 0);
+    assert_eq!(sends.stop(), 0);
+    let took = from.elapsed();
+    // 0.2 s each, and as much again for a busy machine.
+    assert!(took < Duration::from_millis(800), "{took:?}");
+}
+
+fn holds(dir: &Dir, name: &str, text: &str) {
+    eventually(&format!("{text:?} in {name}"), || {
+        let found = fs::read_to_string(dir.path().join(name)).unwrap_or_default();
+        (found == text).then_some(())
+    });
+}
+
+// Edge case 37: it cannot be opened to be asked for at its server.
+#[test]
+fn a_file_that_may_not_be_read_is_believed_as_it_is() {
+    kit::mount::need_root();
+    use std::os::unix::fs::PermissionsExt;
+    let (fuse, dir) = (Fuse::bindfs(), Dir::new());
+    fs::write(fuse.server().join("f"), "x").unwrap();
+    fs::set_permissions(fuse.server().join("f"), PermissionsExt::from_mode(0o000)).unwrap();
+    for path in [fuse.path().parent().unwrap(), fuse.server()] {
+        fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let run = Run::new("setpriv")
+        .args(["--reuid", "65534", "--clear-groups", PROGRAM])
+        .arg(fuse.path().join("f"))
+        .args(["--interval", "100ms", "--min-gap", "0", "--settle", "0"]);
+    let mut watched = Lines::start(run, &dir.path().join("end"));
+    for count in 1..=2 {
+        // Its owner writes to it.
+        fs::write(fuse.server().join("f"), "y".repeat(count)).unwrap();
+        watched.exactly("client/f", count);
+    }
+    assert!(
+        !watched
+            .running
+            .err()
+            .iter()
+            .any(|line| line.contains("look-failed"))
+    );
+    assert_eq!(watched.running.stop(), 0);
+}

@@ -671,6 +671,49 @@ pub fn return_memory() {
     }
 }
 
+/// How often `byte` is there. By vectors, where the processor certainly has them: memchr's count adds up bit by bit
+/// without the `popcnt` of newer ones, and was 8 % of what logreopen spends on a GB; this is 3 %.
+#[cfg(target_arch = "x86_64")]
+#[must_use]
+pub fn count_byte(byte: u8, bytes: &[u8]) -> u64 {
+    use std::arch::x86_64::{
+        __m128i, _mm_add_epi64, _mm_cmpeq_epi8, _mm_cvtsi128_si64, _mm_loadu_si128, _mm_sad_epu8,
+        _mm_set1_epi8, _mm_setzero_si128, _mm_sub_epi8, _mm_unpackhi_epi64,
+    };
+    const WIDTH: usize = size_of::<__m128i>();
+    let rows = bytes.chunks_exact(WIDTH * 2);
+    let rest = rows.remainder();
+    let rows = &bytes[..bytes.len() - rest.len()];
+    // SAFETY: SSE2 is part of x86_64. Each load reads the 16 bytes at an address that need not be aligned, both of
+    // them within the slice `row`, which chunks_exact makes 32 bytes long. All else is arithmetic on values.
+    let total = unsafe {
+        let (wanted, zero) = (_mm_set1_epi8(byte as i8), _mm_setzero_si128());
+        let mut total = zero;
+        // A lane of eight bits counts to 255.
+        for block in rows.chunks(WIDTH * 2 * 255) {
+            let (mut even, mut odd) = (zero, zero);
+            for row in block.chunks_exact(WIDTH * 2) {
+                let at = row.as_ptr().cast::<__m128i>();
+                // Equal is -1.
+                even = _mm_sub_epi8(even, _mm_cmpeq_epi8(_mm_loadu_si128(at), wanted));
+                odd = _mm_sub_epi8(odd, _mm_cmpeq_epi8(_mm_loadu_si128(at.add(1)), wanted));
+            }
+            total = _mm_add_epi64(total, _mm_sad_epu8(even, zero));
+            total = _mm_add_epi64(total, _mm_sad_epu8(odd, zero));
+        }
+        let high = _mm_unpackhi_epi64(total, total);
+        _mm_cvtsi128_si64(_mm_add_epi64(total, high))
+    };
+    total as u64 + memchr::memchr_iter(byte, rest).count() as u64
+}
+
+/// How often `byte` is there.
+#[cfg(not(target_arch = "x86_64"))]
+#[must_use]
+pub fn count_byte(byte: u8, bytes: &[u8]) -> u64 {
+    memchr::memchr_iter(byte, bytes).count() as u64
+}
+
 /// Lets go of the code that was only needed to start: all pages of programs and libraries that are mapped
 /// to be executed. What is run from now on comes back from the page cache, 64 KiB around each fault.
 pub fn forget_start() {
@@ -924,6 +967,8 @@ pub enum Sync {
     AsStat,
     /// Asked for at the server, now (AT_STATX_FORCE_SYNC).
     Force,
+    /// From the client's cache, however old (AT_STATX_DONT_SYNC): nobody is waited for.
+    Cached,
 }
 
 /// What statx(2) says of a file.
@@ -963,6 +1008,36 @@ pub fn statx_fd(fd: BorrowedFd<'_>, sync: Sync) -> io::Result<Attributes> {
     statx_at(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH, sync)
 }
 
+/// statx(2) of a path that leads over no link, if that can be said without waiting for anything, be it a disk,
+/// a file server or an automount: all of the path has to be in the kernel's cache, and the attributes are
+/// taken as they are there.
+///
+/// # Errors
+/// EAGAIN: not without waiting; ENOSYS before Linux 5.12 (openat2(2), RESOLVE_CACHED); EPERM where a filter
+/// of system calls does not know it; ENOENT and what else a path may lack.
+pub fn statx_cached(path: &std::ffi::CStr) -> io::Result<Attributes> {
+    // SAFETY: three integers; zero is the default of each.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_CACHED | libc::RESOLVE_NO_SYMLINKS;
+    // SAFETY: `path` ends with a NUL and lives through the call, and so does `how`, whose size is given.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it to us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    statx_at(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH, Sync::Cached)
+}
+
 fn statx_at(
     directory: RawFd,
     path: &std::ffi::CStr,
@@ -972,6 +1047,7 @@ fn statx_at(
     let sync = match sync {
         Sync::AsStat => libc::AT_STATX_SYNC_AS_STAT,
         Sync::Force => libc::AT_STATX_FORCE_SYNC,
+        Sync::Cached => libc::AT_STATX_DONT_SYNC,
     };
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
     let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();

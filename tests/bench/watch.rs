@@ -57,7 +57,7 @@ struct Peer {
     deed: Deed,
     /// In the shell, with `$FILE`, `$FIFO`, and `$ACTION` where it takes one.
     command: String,
-    needs: &'static str,
+    needs: String,
     /// It is touched by a write, because it does not see anything less.
     written: bool,
     slow: bool,
@@ -88,15 +88,27 @@ fn program() -> PathBuf {
     ours
 }
 
+/// Where tests/setup.sh puts it, or on the path.
+fn watchexec() -> PathBuf {
+    let built = kit::cache().join("watchexec/bin/watchexec");
+    if built.exists() {
+        built
+    } else {
+        "watchexec".into()
+    }
+}
+
 fn peers(floor: &Path) -> Vec<Peer> {
     let ours = program();
+    let watchexec = watchexec();
+    let watchexec = watchexec.to_str().unwrap();
     let (ours, floor) = (ours.display(), floor.display());
     let at_once = "--settle 0 --min-gap 0 -q";
-    let peer = |name, deed, command: String, needs| Peer {
+    let peer = |name, deed, command: String, needs: &str| Peer {
         name,
         deed,
         command,
-        needs,
+        needs: needs.to_owned(),
         written: false,
         slow: false,
         idle: deed == Deed::Line,
@@ -181,19 +193,19 @@ fn peers(floor: &Path) -> Vec<Peer> {
             ..peer(
                 "watchexec",
                 Deed::Shell,
-                "exec watchexec -q -p -w \"$FILE\" -- sh -c \"$ACTION\"".into(),
-                "watchexec",
+                format!("exec {watchexec} -q -p -w \"$FILE\" -- sh -c \"$ACTION\""),
+                watchexec,
             )
         },
         peer(
             "watchexec -d 0ms",
             Deed::Shell,
-            "exec watchexec -q -p -d 0ms -w \"$FILE\" -- sh -c \"$ACTION\"".into(),
-            "watchexec",
+            format!("exec {watchexec} -q -p -d 0ms -w \"$FILE\" -- sh -c \"$ACTION\""),
+            watchexec,
         ),
     ];
     list.retain(|peer| {
-        let there = installed(peer.needs);
+        let there = installed(&peer.needs);
         if !there {
             println!("{:28} is not installed", peer.name);
         }
@@ -458,6 +470,10 @@ fn network() {
         std::fs::copy(from, dir.path().join(name)).unwrap();
     }
     dir.write("program", "/mnt/out/watchtouch\n");
+    let watchexec = watchexec();
+    if watchexec.is_absolute() {
+        std::fs::copy(watchexec, dir.path().join("watchexec")).unwrap();
+    }
     let output = Command::new(uml.join("run.sh"))
         .arg("/mnt/out/nfs.sh")
         .arg(dir.path())

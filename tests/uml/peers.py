@@ -16,12 +16,15 @@ while last == os.stat(sys.argv[1]).st_mtime_ns:
     time.sleep(0.1)
 print("touched", flush=True)
 """
+WATCHEXEC = "/mnt/out/watchexec" if os.path.exists("/mnt/out/watchexec") else "watchexec"
 NODE = "require('fs').%s(process.argv[1], () => require('fs').writeSync(1, 'touched\\n'))"
 PEERS = {
     "watchtouch": [PROGRAM, "FILE", "-q", "--settle", "0"],
     "stat(2) every 0.1 s": ["python3", "-c", POLL, "FILE"],
     "node fs.watchFile": ["node", "-e", NODE % "watchFile", "FILE"],
     "node fs.watch": ["node", "-e", NODE % "watch", "FILE"],
+    "watchexec": [WATCHEXEC, "-q", "-p", "-w", "FILE", "--", "echo touched"],
+    "watchexec --poll 1s": [WATCHEXEC, "-q", "-p", "--poll", "1s", "-w", "FILE", "--", "echo touched"],
     "inotifywait -m": ["inotifywait", "-q", "-m", "FILE"],
 }
 

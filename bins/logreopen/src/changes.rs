@@ -3,6 +3,7 @@
 use crate::control::{self, Request, Row};
 use crate::cut::Cut;
 use crate::events;
+use crate::feed::Feed;
 use crate::run::{ACTION, Output, Pumping};
 use crate::shared::Report;
 use crate::tell::gap_fields;
@@ -36,22 +37,25 @@ impl Pumping {
 
     fn change_all(&mut self, client: Option<u64>, rotate: bool, now: Instant) {
         let mut open = Vec::new();
-        for index in 0..self.streams.len() {
-            self.take_back(index, now);
-            self.arm(index);
-        }
         for index in 0..self.files {
-            let inside: Vec<usize> = (0..self.streams.len())
-                .filter(|number| {
-                    let stream = &self.streams[*number];
-                    stream.output == index && stream.is_inside()
-                })
-                .collect();
             let output = &mut self.outputs[index];
             output.request += 1;
             output.rotate = rotate;
-            output.cut.ask(&inside, now);
             open.push((index, output.request));
+            if self.cut_in_passing(index) {
+                continue;
+            }
+            let mut inside = Vec::new();
+            for number in 0..self.streams.len() {
+                if self.streams[number].output == index {
+                    self.take_back(number, now);
+                    self.arm(number);
+                    if self.streams[number].is_inside() {
+                        inside.push(number);
+                    }
+                }
+            }
+            self.outputs[index].cut.ask(&inside, now);
             for stream in inside {
                 // The newline may lie in the pipe.
                 self.on_stream(stream, now);
@@ -71,6 +75,22 @@ impl Pumping {
         for index in 0..self.files {
             self.cut_if_due(index, now);
         }
+        for index in 0..self.streams.len() {
+            self.lend(index, now);
+            self.arm(index);
+        }
+    }
+
+    /// A writer that reads its stream itself, and is between two lines, changes its file before it reads on.
+    fn cut_in_passing(&mut self, index: usize) -> bool {
+        let output = &self.outputs[index];
+        let mut inner = output.shared.lock();
+        let between = inner.feed.as_ref().is_some_and(Feed::is_between_lines);
+        if between {
+            inner.queue.change(output.request, output.rotate);
+            output.shared.wake(inner);
+        }
+        between
     }
 
     pub(crate) fn cut_if_due(&mut self, index: usize, now: Instant) {
@@ -90,11 +110,7 @@ impl Pumping {
         self.break_line(index);
         let output = &self.outputs[index];
         let mut inner = output.shared.lock();
-        if output.rotate {
-            inner.queue.rotate(output.request);
-        } else {
-            inner.queue.cut(output.request);
-        }
+        inner.queue.change(output.request, output.rotate);
         output.shared.wake(inner);
     }
 
@@ -146,9 +162,15 @@ impl Pumping {
         // Something may have been written: who was held may go on.
         for number in 0..self.streams.len() {
             let stream = &self.streams[number];
-            let back = stream.lent.is_some() && self.outputs[index].shared.has_given_back();
-            if stream.output == index && (stream.held.is_some() || back) && !stream.ended {
+            if stream.output != index || stream.ended {
+                continue;
+            }
+            let back = stream.lent && self.outputs[index].shared.has_given_back();
+            if stream.held.is_some() || back {
                 self.on_stream(number, now);
+            } else if !stream.lent {
+                self.lend(number, now);
+                self.arm(number);
             }
         }
     }

@@ -1,22 +1,20 @@
-//! A stream that its file's writer reads itself. While much comes, the bytes then stay with one processor from
-//! the pipe to the file, which costs a third less than to hand them from thread to thread. The loop looks on,
-//! and takes the stream back as soon as the file may hang.
+//! A stream that its file's writer reads itself, which it does as long as it can write: the bytes stay with one
+//! processor from the pipe to the file, which costs a third less than to hand them from thread to thread, and a
+//! lone line wakes one thread rather than two. The loop is woken when the file may hang, and takes the stream back.
 
+use crate::run::IDLE;
+use crate::stream::SHOWN;
 use common::lines::{Buffer, Pace, Pool, Pump, Run};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What is read at once, in bytes. Measured on 64 KiB writes: half of it or twice as much cost a tenth more, for
-/// then it is the calls, or the processor's cache.
-const READ: usize = 128 << 10;
-/// A turn of the loop's that brought this part of a pipe lends the stream ...
-pub const MUCH: usize = 8;
-/// ... and one that brings less than this many bytes gives it back.
-const LITTLE: usize = 16 << 10;
+/// What is read at once, in bytes. Measured on 64 KiB writes: with half of it, it is the calls that cost a tenth
+/// more, with four times as much the processor's cache.
+const READ: usize = 256 << 10;
 /// A pipe that is filled fast is looked at again after this; it holds more than comes in that time.
 const BREATH: Duration = Duration::from_micros(200);
-/// How often the loop looks on.
+/// A writer that was not heard of for so long may hang.
 pub const WATCH: Duration = Duration::from_millis(5);
 
 /// What reading brought.
@@ -28,7 +26,9 @@ pub enum Fed {
     Part,
     /// Nothing before then.
     Wait(Instant),
-    /// It is the loop's again: little comes, a line is very long, or all writers are gone.
+    /// Nothing before the pipe can be read, or until then.
+    Silent(Option<Instant>),
+    /// It is the loop's again: a line is very long or does not end, or all writers are gone.
     Over,
 }
 
@@ -42,6 +42,12 @@ pub struct Feed {
     size: usize,
     turn: usize,
     wait: Option<Instant>,
+    /// The pipe is empty, and is waited for.
+    silent: bool,
+    /// The beginning of a line is shown then.
+    show: Option<Instant>,
+    /// No memory is kept from then on.
+    idle_at: Option<Instant>,
     over: bool,
 }
 
@@ -57,8 +63,22 @@ impl Feed {
             size,
             turn: 0,
             wait: None,
+            silent: false,
+            show: None,
+            idle_at: None,
             over: false,
         }
+    }
+
+    /// The pipe, which is to be waited for after [`Fed::Silent`].
+    #[must_use]
+    pub fn pipe(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
+    }
+
+    /// The pipe that was waited for can be read.
+    pub fn ready(&mut self) {
+        self.silent = false;
     }
 
     /// Reads once, if it is time.
@@ -70,6 +90,9 @@ impl Feed {
             return Fed::Wait(until);
         }
         self.wait = None;
+        if self.silent {
+            return self.rest(now);
+        }
         let mut run = None;
         let mut emptied = false;
         let fd = &self.fd;
@@ -91,16 +114,47 @@ impl Feed {
         // Who may write between is for the loop to say.
         self.over |= self.pump.inside();
         if emptied {
-            let turn = std::mem::take(&mut self.turn);
-            let pause = self.pace.after(turn, self.size, now).unwrap_or(BREATH);
-            self.wait = Some(now + pause);
-            self.over |= turn < LITTLE;
+            self.empty(now);
         }
         match run {
             Some(run) => Fed::Lines(run),
             None if self.over => Fed::Over,
+            None if self.silent => self.rest(now),
             None => self.wait.map_or(Fed::Part, Fed::Wait),
         }
+    }
+
+    /// The pipe has nothing more for now.
+    fn empty(&mut self, now: Instant) {
+        let turn = std::mem::take(&mut self.turn);
+        self.silent = true;
+        if turn == 0 {
+            return;
+        }
+        self.idle_at = Some(now + IDLE);
+        self.show = (!self.pump.tail().is_empty()).then(|| now + SHOWN);
+        let much = (turn >= self.size / 2).then_some(BREATH);
+        if let Some(pause) = self.pace.after(turn, self.size, now).or(much) {
+            self.wait = Some(now + pause);
+            self.silent = false;
+        }
+    }
+
+    /// Nothing comes: what is due by time alone.
+    fn rest(&mut self, now: Instant) -> Fed {
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.idle_at) {
+            self.idle_at = None;
+            self.pool.empty();
+        }
+        if due(self.show) {
+            self.show = None;
+            if let Some(run) = self.pump.flush() {
+                self.over = true;
+                return Fed::Lines(run);
+            }
+        }
+        Fed::Silent(self.show.into_iter().chain(self.idle_at).min())
     }
 
     /// It is to be given back.
@@ -117,6 +171,18 @@ impl Feed {
     /// A buffer that is written.
     pub fn give(&mut self, buffer: Buffer) {
         self.pool.give(buffer);
+    }
+
+    /// No line has begun without its end.
+    #[must_use]
+    pub fn is_between_lines(&self) -> bool {
+        !self.pump.inside() && self.pump.tail().is_empty()
+    }
+
+    /// A line was handed on in part.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.pump.inside()
     }
 
     /// What the loop goes on with.
@@ -136,6 +202,9 @@ mod tests {
     use std::fs::File;
     use std::io::Write;
 
+    /// Half of a pipe.
+    const MUCH: usize = 32 << 10;
+
     fn feed() -> (Feed, File) {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
         let feed = Feed::new(Arc::new(reader), Pump::new(LONGEST), Pace::new(), 65_536);
@@ -150,23 +219,58 @@ mod tests {
     }
 
     #[test]
-    fn little_gives_it_back_and_what_was_begun_goes_with_it() {
+    fn little_waits_for_the_pipe_and_what_was_begun_goes_back() {
         let (mut feed, mut pipe) = feed();
         let now = Instant::now();
         pipe.write_all(b"one\ntwo\nthr").unwrap();
         assert_eq!(lines(feed.read(now)), b"one\ntwo\n");
-        assert!(feed.is_over(), "ten bytes are not much");
-        pipe.write_all(b"ee\n").unwrap();
+        assert!(!feed.is_between_lines() && !feed.has_begun());
+        pipe.write_all(b"ee\nfo").unwrap();
+        let Fed::Silent(Some(_)) = feed.read(now) else {
+            panic!("nobody has said that there is more");
+        };
+        feed.ready();
+        assert_eq!(lines(feed.read(now)), b"three\n");
+        assert!(!feed.is_over());
+        feed.stop();
         assert!(matches!(feed.read(now + BREATH * 1000), Fed::Over));
         let (pump, _) = feed.into_parts();
-        assert_eq!(pump.tail(), b"thr", "the rest is the loop's");
+        assert_eq!(pump.tail(), b"fo", "the rest is the loop's");
+    }
+
+    #[test]
+    fn a_line_that_does_not_end_is_shown_and_then_the_loops() {
+        let (mut feed, mut pipe) = feed();
+        let now = Instant::now();
+        pipe.write_all(b"Password: ").unwrap();
+        let Fed::Silent(Some(until)) = feed.read(now) else {
+            panic!("it has no end yet");
+        };
+        assert_eq!(until, now + SHOWN.min(IDLE));
+        assert_eq!(lines(feed.read(now + SHOWN)), b"Password: ");
+        assert!(feed.has_begun() && feed.is_over());
+    }
+
+    #[test]
+    fn no_memory_is_kept_after_silence() {
+        let (mut feed, mut pipe) = feed();
+        let now = Instant::now();
+        pipe.write_all(b"line\n").unwrap();
+        let Fed::Lines(run) = feed.read(now) else {
+            panic!("it has come");
+        };
+        feed.give(run.buffer);
+        assert!(matches!(feed.read(now), Fed::Silent(Some(until)) if until == now + IDLE));
+        assert!(feed.pool.keeps_any());
+        assert!(matches!(feed.read(now + IDLE), Fed::Silent(None)));
+        assert!(!feed.pool.keeps_any());
     }
 
     #[test]
     fn much_is_read_again_after_a_pause_and_not_before() {
         let (mut feed, mut pipe) = feed();
         let now = Instant::now();
-        let much = [&[b'x'; LITTLE - 1][..], b"\n"].concat();
+        let much = [&[b'x'; MUCH - 1][..], b"\n"].concat();
         pipe.write_all(&much).unwrap();
         assert_eq!(lines(feed.read(now)), much);
         assert!(!feed.is_over());
@@ -188,7 +292,7 @@ mod tests {
         let (mut long, mut pipe) = self::feed();
         let (mut seen, mut now) = (0, Instant::now());
         while !long.is_over() {
-            pipe.write_all(&[b'x'; 2 * LITTLE]).unwrap();
+            pipe.write_all(&[b'x'; MUCH]).unwrap();
             now += Duration::from_millis(10);
             if let Fed::Lines(run) = long.read(now) {
                 assert!(!run.ends);
@@ -212,6 +316,7 @@ mod tests {
                     feed.stop();
                 }
                 now += Duration::from_millis(10);
+                feed.ready();
                 if let Fed::Lines(run) = feed.read(now) {
                     prop_assert!(run.ends && run.starts);
                     out.extend_from_slice(run.buffer.filled());

@@ -218,6 +218,15 @@ impl Queue {
         None
     }
 
+    /// The file is to be changed after what is held now, by a rotation of ours or not.
+    pub fn change(&mut self, request: u64, rotate: bool) {
+        if rotate {
+            self.rotate(request);
+        } else {
+            self.cut(request);
+        }
+    }
+
     /// The file is to be changed after what is held now; several such requests in a row are one.
     pub fn cut(&mut self, request: u64) {
         self.close_gap();

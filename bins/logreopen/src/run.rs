@@ -3,7 +3,7 @@
 use crate::changes::Asker;
 use crate::cut::{Cut, PATIENCE};
 use crate::events;
-use crate::feed::{MUCH, WATCH};
+use crate::feed::{Feed, WATCH};
 use crate::plan::Plan;
 use crate::queue::Room;
 use crate::shared::{Report, Shared};
@@ -34,6 +34,7 @@ pub(crate) const ACTION: u64 = 4;
 const OWN: u64 = 10;
 pub(crate) const STREAM: u64 = 20;
 pub(crate) const WRITER: u64 = 30;
+pub(crate) const ALARM: u64 = 40;
 /// Tokens of clients begin here.
 pub(crate) const CLIENT: u64 = 1 << 32;
 
@@ -44,7 +45,7 @@ const TOGETHER: usize = 4;
 /// Buffers that are kept while lines come.
 const SPARE: usize = 64;
 /// After so much silence no memory is kept.
-const IDLE: Duration = Duration::from_secs(1);
+pub(crate) const IDLE: Duration = Duration::from_secs(1);
 /// A pipe that a grandchild still holds when the command has ended: so much silence is its end ...
 const QUIET: Duration = Duration::from_millis(200);
 /// ... or so long in all.
@@ -204,6 +205,11 @@ impl Pumping {
 
     /// The loop, to its end.
     fn serve(&mut self) -> Result<Exit> {
+        let now = Instant::now();
+        for index in 0..self.streams.len() {
+            self.lend(index, now);
+            self.arm(index);
+        }
         let mut wakes = Vec::new();
         while self.phase != Phase::Over {
             let deadline = self.deadline();
@@ -233,6 +239,7 @@ impl Pumping {
             INOTIFY => self.on_inotify(),
             ACTION => self.on_action_end(),
             token if token >= CLIENT => self.on_client(token - CLIENT, wake, now),
+            token if token >= ALARM => self.on_alarm((token - ALARM) as usize, now),
             token if token >= WRITER => self.on_reports((token - WRITER) as usize, now),
             token if token >= STREAM => self.on_stream((token - STREAM) as usize, now),
             token if token >= OWN => self.flush_own((token - OWN) as usize),
@@ -248,7 +255,6 @@ impl Pumping {
             all.extend(stream.pause);
             all.extend(stream.held.flatten());
             all.extend(stream.show);
-            all.extend(stream.lent);
             if stream.always && stream.held.is_none() {
                 all.push(Instant::now());
             }
@@ -277,10 +283,6 @@ impl Pumping {
                 continue;
             }
             let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-            if due(stream.lent) {
-                self.look_on(index, now);
-                continue;
-            }
             let read = due(stream.pause)
                 || due(stream.held.flatten())
                 || (stream.always && stream.held.is_none());
@@ -500,12 +502,7 @@ impl Pumping {
         if total > 0 {
             let output = self.streams[index].output;
             // Where two streams meet, the beginning of a line would keep the other one waiting.
-            let alone = self
-                .streams
-                .iter()
-                .filter(|other| other.output == output)
-                .count()
-                == 1;
+            let alone = self.is_alone(index);
             let stream = &mut self.streams[index];
             stream.show = (alone && !stream.pump.tail().is_empty()).then(|| now + SHOWN);
             self.idle_at = Some(now + IDLE);
@@ -520,55 +517,79 @@ impl Pumping {
                 self.streams[index].pause = None;
                 self.cut_if_due(output, now);
             }
-            if alone && total >= self.streams[index].size() / MUCH {
-                self.lend(index, now);
-            }
         }
+        self.lend(index, now);
         self.arm(index);
     }
 
-    /// Much comes: the writer reads the stream itself from now on, if nothing has to be seen to on the way.
-    fn lend(&mut self, index: usize, now: Instant) {
-        let stream = &mut self.streams[index];
+    /// The writer reads the stream itself from now on, if it can write, and nothing has to be seen to on the way.
+    pub(crate) fn lend(&mut self, index: usize, now: Instant) {
+        let stream = &self.streams[index];
         let output = &self.outputs[stream.output];
         if stream.ended
+            || stream.lent
             || stream.tee.is_some()
+            || stream.held.is_some()
+            || stream.is_inside()
             || self.plan.head.is_some()
             || self.phase != Phase::Running
             || output.cut.is_wanted()
             || output.inside.is_some()
+            || !self.is_alone(index)
         {
             return;
         }
         let mut inner = output.shared.lock();
-        if inner.stats.trouble.is_some() || !inner.queue.is_calm() {
+        if inner.stats.trouble.is_some() || inner.hangs(now) || !inner.queue.is_calm() {
             return;
         }
+        let stream = &mut self.streams[index];
         inner.feed = stream.lend();
         if inner.feed.is_some() {
-            stream.lent = Some(now + WATCH);
+            stream.lent = true;
             stream.pause = None;
             stream.show = None;
+            if inner.away.is_some() {
+                // It has not heard of it yet, and may hang.
+                output.shared.wind(WATCH);
+            }
             output.shared.wake(inner);
         }
     }
 
-    /// The writer reads a stream: it goes on as long as it does not hang.
-    fn look_on(&mut self, index: usize, now: Instant) {
-        let stream = &mut self.streams[index];
-        stream.lent = Some(now + WATCH);
-        let inner = self.outputs[stream.output].shared.lock();
-        let hangs = inner.away.is_some_and(|since| since + WATCH <= now);
+    /// No other stream goes to the same file.
+    fn is_alone(&self, index: usize) -> bool {
+        let output = self.streams[index].output;
+        let mut others = self.streams.iter().enumerate();
+        !others.any(|(other, stream)| other != index && stream.output == output)
+    }
+
+    /// A writer that reads a stream was not heard of for a while.
+    fn on_alarm(&mut self, index: usize, now: Instant) {
+        let shared = Arc::clone(&self.outputs[index].shared);
+        shared.heard();
+        let inner = shared.lock();
+        let (lent, away) = (inner.feed.is_some(), inner.away);
+        let hangs = inner.hangs(now);
         drop(inner);
-        if hangs {
-            self.on_stream(index, now);
+        match away {
+            Some(_) if lent && hangs => {
+                for number in 0..self.streams.len() {
+                    if self.streams[number].output == index && self.streams[number].lent {
+                        self.on_stream(number, now);
+                    }
+                }
+            }
+            Some(_) if lent => shared.wind(WATCH),
+            // It waits for us or for the stream, and will wind the alarm again.
+            Some(_) | None => {}
         }
     }
 
     /// The stream is read by the loop again.
     pub(crate) fn take_back(&mut self, index: usize, now: Instant) {
         let stream = &mut self.streams[index];
-        if stream.lent.is_none() {
+        if !stream.lent {
             return;
         }
         let output = &mut self.outputs[stream.output];
@@ -596,8 +617,9 @@ impl Pumping {
             }
         }
         let stream = &mut self.streams[index];
-        let mut inner = self.outputs[stream.output].shared.lock();
-        let room = inner.room(now);
+        let shared = &self.outputs[stream.output].shared;
+        let mut inner = shared.lock();
+        let room = shared.room(&mut inner, now);
         stream.held = match room {
             Room::Yes => None,
             Room::Later(then) => Some(Some(then)),
@@ -672,6 +694,9 @@ impl Pumping {
         }
         let shared = Arc::clone(&self.outputs[output].shared);
         let mut inner = shared.lock();
+        if inner.feed.as_ref().is_some_and(Feed::has_begun) {
+            return;
+        }
         let run = Run {
             buffer: Buffer::from(bytes),
             starts: true,
@@ -721,7 +746,7 @@ impl Pumping {
             return;
         }
         let token = STREAM + index as u64;
-        let ours = stream.held.is_none() && stream.lent.is_none();
+        let ours = stream.held.is_none() && !stream.lent;
         // Taken out while its output takes nothing, or reads it itself: that its writers are gone would be said
         // all the time.
         match (ours, stream.registered) {

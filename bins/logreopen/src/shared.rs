@@ -1,14 +1,17 @@
 //! What the loop and a file's writer have in common: the queue between them, what the one asks, and what the
 //! other reports.
 
-use crate::feed::Feed;
+use crate::feed::{Feed, WATCH};
 use crate::queue::{Gap, Queue, Room};
 use common::lines::Buffer;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::WatchDescriptor;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the loop is told.
@@ -107,7 +110,7 @@ pub struct Inner {
     pub watch: Option<WatchDescriptor>,
     /// What the loop has not heard yet.
     pub reports: Vec<Report>,
-    /// The writer waits on [`Shared::wake`].
+    /// The writer waits for [`Shared::wake`].
     pub idle: bool,
     /// The writer's thread.
     pub thread: i32,
@@ -118,33 +121,49 @@ pub struct Inner {
 }
 
 impl Inner {
-    /// See [`Queue::room`].
-    pub fn room(&mut self, now: Instant) -> Room {
-        let (thread, well) = (self.thread, self.stats.trouble.is_none());
-        self.queue.room(now, &mut || well && is_slow(thread))
+    /// The writer was busy with one thing for so long that it may hang, and does not only want for processor.
+    #[must_use]
+    pub fn hangs(&self, now: Instant) -> bool {
+        let longer_than = |length| self.away.is_some_and(|since| since + length <= now);
+        // One that gets no processor for long holds the program up as well.
+        longer_than(WATCH) && (longer_than(WATCH * 3) || !is_running(self.thread))
     }
 }
 
-/// The writer waits for the processor, for us (we may have been the ones who got none), or because the kernel
-/// makes it, with too much that is not on disk yet: then it goes on by itself. In any other sleep it may be
-/// for ever. All that can be read in /proc.
-fn is_slow(thread: i32) -> bool {
-    let of = |name: &str| std::fs::read(format!("/proc/self/task/{thread}/{name}"));
-    let running = of("stat").is_ok_and(|stat| {
+fn of_thread(thread: i32, name: &str) -> std::io::Result<Vec<u8>> {
+    std::fs::read(format!("/proc/self/task/{thread}/{name}"))
+}
+
+/// The thread runs, or waits for the processor.
+fn is_running(thread: i32) -> bool {
+    of_thread(thread, "stat").is_ok_and(|stat| {
         let name = stat.iter().rposition(|byte| *byte == b')');
         name.and_then(|name| stat.get(name + 2)) == Some(&b'R')
-    });
+    })
+}
+
+/// The writer waits for the processor, for our lock (we may have been the ones who got no processor), or because
+/// the kernel makes it, with too much that is not on disk yet: then it goes on by itself. In any other sleep it
+/// may be for ever. All that can be read in /proc.
+fn is_slow(thread: i32) -> bool {
     let known = [&b"futex_"[..], b"balance_dirty_pages"];
-    running || of("wchan").is_ok_and(|at| known.iter().any(|name| at.starts_with(name)))
+    let waits = |at: Vec<u8>| known.iter().any(|name| at.starts_with(name));
+    // Twice, for between the first two looks it may have woken up.
+    is_running(thread) || of_thread(thread, "wchan").is_ok_and(waits) || is_running(thread)
 }
 
 /// A writer as the loop sees it.
 #[derive(Debug)]
 pub struct Shared {
     inner: Mutex<Inner>,
-    /// The writer waits here.
-    pub waiting: Condvar,
     told: EventFd,
+    /// The writer waits for it.
+    call: EventFd,
+    alarm: TimerFd,
+    /// Who wants the lock and has not got it. In /proc a thread that has only just fallen asleep for it cannot be
+    /// told from one that hangs: the scheduler may keep it in its queue for a while (since Linux 6.12), and then
+    /// `wchan` is 0.
+    claims: AtomicU32,
 }
 
 /// Buffers that the writer keeps for the loop.
@@ -154,6 +173,7 @@ impl Shared {
     /// # Errors
     /// EMFILE.
     pub fn new(queue: Queue) -> nix::Result<Shared> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         Ok(Shared {
             inner: Mutex::new(Inner {
                 queue,
@@ -170,14 +190,33 @@ impl Shared {
                 feed: None,
                 away: None,
             }),
-            waiting: Condvar::new(),
-            told: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
+            told: EventFd::from_flags(flags)?,
+            call: EventFd::from_flags(flags)?,
+            alarm: TimerFd::new(
+                ClockId::CLOCK_MONOTONIC,
+                TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
+            )?,
+            claims: AtomicU32::new(0),
         })
     }
 
     /// Neither side ever holds it over a system call that can wait.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claims.fetch_add(1, Ordering::SeqCst);
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        self.claims.fetch_sub(1, Ordering::SeqCst);
+        inner
+    }
+
+    /// See [`Queue::room`].
+    pub fn room(&self, inner: &mut Inner, now: Instant) -> Room {
+        let (thread, well) = (inner.thread, inner.stats.trouble.is_none());
+        let idle = inner.idle;
+        // We hold the lock, so whoever claims it is the writer, which waits for us and nothing else.
+        let claimed = || self.claims.load(Ordering::SeqCst) > 0;
+        // Asked again after a look into /proc, during which it may have woken up.
+        let slow = || idle || claimed() || is_slow(thread) || claimed();
+        inner.queue.room(now, &mut || well && slow())
     }
 
     /// Wakes the writer, if it has nothing to do.
@@ -185,8 +224,41 @@ impl Shared {
         let idle = std::mem::replace(&mut inner.idle, false);
         drop(inner);
         if idle {
-            self.waiting.notify_one();
+            // It can fail only when the counter is at its end, which wakes the writer as well.
+            let _ = self.call.write(1);
         }
+    }
+
+    /// What the writer waits for.
+    pub fn call(&self) -> BorrowedFd<'_> {
+        self.call.as_fd()
+    }
+
+    /// The writer has been called.
+    pub fn called(&self) {
+        let _ = self.call.read();
+    }
+
+    /// What wakes the loop when the time of [`Shared::wind`] has come.
+    pub fn alarm(&self) -> BorrowedFd<'_> {
+        self.alarm.as_fd()
+    }
+
+    /// The alarm rings after `length`, whatever was said before.
+    pub fn wind(&self, length: Duration) {
+        let at = Expiration::OneShot(TimeSpec::from_duration(length));
+        let _ = self.alarm.set(at, TimerSetTimeFlags::empty());
+    }
+
+    /// The alarm does not ring.
+    pub fn unwind(&self) {
+        let _ = self.alarm.unset();
+    }
+
+    /// The alarm has rung.
+    pub fn heard(&self) {
+        // EAGAIN: it was set anew in the meantime.
+        let _ = self.alarm.wait();
     }
 
     /// The loop has been woken: what there is to hear.

@@ -6,7 +6,9 @@ use crate::events;
 use crate::place::{Opened, Place, directory_of, explain, may_come};
 use crate::plan::{Input, Plan};
 use crate::queue::Queue;
-use crate::run::{Base, CLIENT, COMMAND, DOOR, INOTIFY, Output, Pumping, SIGNALS, STREAM, WRITER};
+use crate::run::{
+    ALARM, Base, CLIENT, COMMAND, DOOR, INOTIFY, Output, Pumping, SIGNALS, STREAM, WRITER,
+};
 use crate::shared::Shared;
 use crate::stream::{PIPE, Stream};
 use crate::tell::Voice;
@@ -356,6 +358,7 @@ fn begin(
     path: Option<PathBuf>,
 ) -> Result<()> {
     events.add(&*shared, WRITER + outputs.len() as u64, Interest::Read)?;
+    events.add(shared.alarm(), ALARM + outputs.len() as u64, Interest::Read)?;
     writer.start().doing("start a thread")?;
     outputs.push(Output::new(shared, path));
     Ok(())

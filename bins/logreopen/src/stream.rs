@@ -54,8 +54,8 @@ pub struct Stream {
     pub held: Option<Option<Instant>>,
     /// The beginning of a line is shown then.
     pub show: Option<Instant>,
-    /// The writer reads it itself; it is to be looked at then, whether it still does.
-    pub lent: Option<Instant>,
+    /// The writer reads it itself.
+    pub lent: bool,
     /// It has come to its end.
     pub ended: bool,
 }
@@ -133,7 +133,7 @@ impl Stream {
             pause: None,
             held: None,
             show: None,
-            lent: None,
+            lent: false,
             ended: false,
         }
     }
@@ -195,7 +195,7 @@ impl Stream {
 
     /// Back from the writer.
     pub fn take_back(&mut self, feed: Feed) {
-        self.lent = None;
+        self.lent = false;
         (self.pump, self.pace) = feed.into_parts();
     }
 

@@ -2,7 +2,7 @@
 //! lines out of a queue, and reports what the loop should know.
 
 use crate::cli::Fsync;
-use crate::feed::Fed;
+use crate::feed::{Fed, Feed, WATCH};
 use crate::follow::{Act, Follow, Seen};
 use crate::place::{Lock, Opened, Place, explain};
 use crate::queue::{Gap, Item};
@@ -11,12 +11,13 @@ use common::error::describe;
 use common::event::{Level, Log};
 use common::file::Identity;
 use common::lines::{Buffer, Run, count};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll, ppoll};
 use nix::sys::inotify::{AddWatchFlags, Inotify};
+use nix::sys::time::TimeSpec;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A file that cannot be written is tried again so often.
@@ -132,6 +133,8 @@ pub struct Writer {
     sync_at: Option<Instant>,
     rotate_after: Option<Instant>,
     finished: Option<Current>,
+    /// When the loop was last promised that it would hear of us.
+    wound: Option<Instant>,
 }
 
 impl Writer {
@@ -159,6 +162,7 @@ impl Writer {
             sync_at: None,
             rotate_after: None,
             finished: None,
+            wound: None,
         };
         match opened {
             Some(opened) => writer.take(opened),
@@ -241,7 +245,7 @@ impl Writer {
             {
                 break Todo::Reopen;
             }
-            let mut pause = None;
+            let (mut pause, mut pipe) = (None, None);
             let stuck = self.sink.is_none()
                 || self.nameless
                 || self
@@ -290,6 +294,10 @@ impl Writer {
                             continue;
                         }
                         Some(Fed::Wait(until)) => pause = Some(until),
+                        Some(Fed::Silent(until)) => {
+                            pause = until;
+                            pipe = inner.feed.as_ref().map(Feed::pipe);
+                        }
                         Some(Fed::Over) => shared.tell(),
                         None => {}
                     },
@@ -306,25 +314,57 @@ impl Writer {
                 pause,
             ];
             inner.idle = true;
-            inner = match deadlines.into_iter().flatten().min() {
-                None => shared
-                    .waiting
-                    .wait(inner)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let length = deadline.saturating_duration_since(now);
-                    shared
-                        .waiting
-                        .wait_timeout(inner, length)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-            };
+            drop(inner);
+            let length = deadlines
+                .into_iter()
+                .flatten()
+                .min()
+                .map(|deadline| deadline.saturating_duration_since(now));
+            let ready = self.wait(pipe.as_deref(), length);
+            inner = shared.lock();
+            if let (true, Some(feed)) = (ready, &mut inner.feed) {
+                feed.ready();
+            }
             inner.idle = false;
             now = Instant::now();
         };
         inner.away = Some(now);
+        if inner.feed.is_some() {
+            self.wind(now);
+        }
         todo
+    }
+
+    /// Waits to be called, for `pipe` if there is one, and no longer than `length`; whether the pipe can be read.
+    fn wait(&mut self, pipe: Option<&OwnedFd>, length: Option<Duration>) -> bool {
+        if pipe.is_some() && self.wound.take().is_some() {
+            // It may be long.
+            self.shared.unwind();
+        }
+        let call = PollFd::new(self.shared.call(), PollFlags::POLLIN);
+        let mut fds = [call.clone(), call];
+        let mut count = 1;
+        if let Some(pipe) = pipe {
+            fds[1] = PollFd::new(pipe.as_fd(), PollFlags::POLLIN);
+            count = 2;
+        }
+        let length = length.map(TimeSpec::from_duration);
+        // EINTR, or a time that was too long to be waited for: it is looked at again.
+        let _ = ppoll(&mut fds[..count], length, None);
+        let found = |fd: &PollFd<'_>| fd.any().unwrap_or_default();
+        if found(&fds[0]) {
+            self.shared.called();
+        }
+        count == 2 && found(&fds[1])
+    }
+
+    /// The loop looks after us if it does not hear of us for a while.
+    fn wind(&mut self, now: Instant) {
+        let fresh = |wound: Instant| now < wound + WATCH / 4;
+        if !self.wound.is_some_and(fresh) {
+            self.wound = Some(now);
+            self.shared.wind(WATCH);
+        }
     }
 
     /// The stream that we read is the loop's again, which can keep what comes while we cannot write.

@@ -4,7 +4,7 @@
 use crate::notice::{Notices, Outcome, Poke, lock};
 use crate::place::{Class, Places};
 use crate::signature::{Ground, Seen};
-use crate::walk::{Step, walk};
+use crate::walk::{Spot, Step, walk};
 use common::error::describe;
 use nix::sys::eventfd::EventFd;
 use std::collections::{HashMap, VecDeque};
@@ -80,6 +80,8 @@ pub struct Sighting {
     pub circle: bool,
     /// Why inotify cannot be had, if so.
     pub degraded: Option<String>,
+    /// [`Handle::glances`] when the look began.
+    pub glances: u64,
 }
 
 /// What the eyes tell, and the descriptor that says there is something.
@@ -103,6 +105,12 @@ impl Inbox {
     #[must_use]
     pub fn bell(&self) -> &EventFd {
         &self.bell
+    }
+
+    /// Nothing is there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        lock(&self.news).is_empty()
     }
 
     /// All that is there, in order.
@@ -135,6 +143,24 @@ pub struct Handle {
     pub poke: Arc<Poke>,
     /// Since when it looks, in ms since `Eye::born`, and one; 0: it does not.
     pub busy: Arc<AtomicU64>,
+    /// How often the loop has looked itself. What an eye saw before or during that may be older than what
+    /// the loop saw.
+    pub glances: Arc<AtomicU64>,
+    /// Where the loop may look itself, by the last look.
+    pub spot: Arc<Mutex<Option<Spot>>>,
+}
+
+impl Handle {
+    /// The loop's own look, without waiting for the eye or anything else, for a touch that inotify has told
+    /// of: a wake-up of another thread takes longer than all that is to be done. `None`: only the eye can
+    /// say.
+    #[must_use]
+    pub fn glance(&self) -> Option<Seen> {
+        let spot = lock(&self.spot).clone()?;
+        let seen = spot.glance();
+        self.glances.fetch_add(1, Ordering::SeqCst);
+        seen.map(Seen::There)
+    }
 }
 
 /// What an eye needs.
@@ -158,6 +184,10 @@ pub struct Eye {
     pub poke: Arc<Poke>,
     /// See [`Handle`].
     pub busy: Arc<AtomicU64>,
+    /// See [`Handle`].
+    pub glances: Arc<AtomicU64>,
+    /// See [`Handle`].
+    pub spot: Arc<Mutex<Option<Spot>>>,
     /// The zero of `busy`.
     pub born: Instant,
 }
@@ -231,6 +261,7 @@ impl Eye {
     }
 
     fn look(&self, memory: &mut Memory, via: Via, rearm: bool, forced: bool) -> Sighting {
+        let glances = self.glances.load(Ordering::SeqCst);
         let mut ground = Ground::Same;
         let mut found = walk(&self.path, &mut memory.places);
         let (mut rearm, mut forced) = (rearm, forced);
@@ -248,7 +279,9 @@ impl Eye {
             if self.way == Way::Poll || wait {
                 break;
             }
-            match self.notices.want(self.file, &found.steps, rearm, forced) {
+            let whole = found.spot.is_some();
+            let steps = &found.steps;
+            match self.notices.want(self.file, steps, whole, rearm, forced) {
                 Outcome::Stand => {
                     (memory.degraded, memory.again) = (None, None);
                     break;
@@ -270,6 +303,7 @@ impl Eye {
             }
         }
         memory.class = found.class;
+        *lock(&self.spot) = found.spot;
         let seen = found.seen.map_err(|why| {
             let errno = why.raw_os_error().unwrap_or(0);
             (errno, describe(&why))
@@ -283,6 +317,7 @@ impl Eye {
             class: found.class,
             circle: found.circle,
             degraded: memory.degraded.clone(),
+            glances,
         }
     }
 
@@ -291,6 +326,8 @@ impl Eye {
             let now = &sighting;
             (&last.seen, &last.degraded, last.circle, last.class)
                 == (&now.seen, &now.degraded, now.circle, now.class)
+                // What was told before, the loop may not have believed, and have seen more since.
+                && last.glances == now.glances
                 && now.ground == Ground::Same
         });
         if !same {

@@ -81,10 +81,12 @@ impl Locker {
     pub fn news(&self) -> Option<News> {
         let _ = self.bell.read();
         let mut state = lock(&self.shared.0);
+        // Taken meanwhile: that it was waited for is no news any more.
+        let waiting = std::mem::take(&mut state.waiting);
         match state.held.take() {
             Some(Ok(())) => Some(News::Taken),
             Some(Err(why)) => Some(News::Failed(why)),
-            None => std::mem::take(&mut state.waiting).then_some(News::Waiting),
+            None => waiting.then_some(News::Waiting),
         }
     }
 

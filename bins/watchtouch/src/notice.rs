@@ -1,14 +1,20 @@
-//! inotify, through notify: a watch on every directory on the way to every file. An event means only that
-//! somebody should look again, so its kind, its order and whether some were lost do not matter.
+//! inotify: a watch on every directory on the way to every file, and one queue that the loop reads itself. An
+//! event means only that somebody should look again, so its kind, its order and whether some were lost do
+//! not matter.
+//!
+//! Not by the crate notify: its own thread reads the queue, and a wake-up from thread to thread costs as
+//! much here as everything else between a touch and the action; it listens to every open(2); it knows one
+//! path only for a directory that is mounted in two places; and it takes no orders while events come.
 
 use crate::walk::Step;
-use notify::event::{AccessKind, EventKind, ModifyKind};
-use notify::{ErrorKind, RecommendedWatcher, RecursiveMode, Watcher};
+use common::wait::{Interest, Loop};
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Events a second in one directory that lead to no look, beyond which looking each interval is cheaper than
@@ -19,6 +25,24 @@ const SECOND: Duration = Duration::from_secs(1);
 const SHORTEST_REST: Duration = Duration::from_secs(60);
 /// The longest such time. Quiet for as long again, it begins anew.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
+/// So often the queue is read before the loop sees to its other descriptors; a full one takes about eight
+/// times as many.
+const READS: usize = 32;
+/// With fewer events than that in one go, of the 128 at most that 4 KiB hold, the queue is empty.
+const FEW: usize = 12;
+
+/// Everything that may be a touch, and what may change the way. No open, no read: nothing changes by them. That a
+/// directory itself is moved or removed is told by the one above it, and by IN_IGNORED.
+fn mask() -> AddWatchFlags {
+    AddWatchFlags::IN_ATTRIB
+        | AddWatchFlags::IN_MODIFY
+        | AddWatchFlags::IN_CLOSE_WRITE
+        | AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_MOVE
+        | AddWatchFlags::IN_ONLYDIR
+        | AddWatchFlags::IN_DONT_FOLLOW
+}
 
 /// Why somebody should look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,10 +53,17 @@ pub struct Cause {
     pub rearm: bool,
 }
 
+#[derive(Debug, Default)]
+struct Rest {
+    cause: Cause,
+    /// It waits, and has told everything that it saw.
+    asleep: bool,
+}
+
 /// Wakes one who looks.
 #[derive(Debug, Default)]
 pub struct Poke {
-    cause: Mutex<Cause>,
+    rest: Mutex<Rest>,
     changed: Condvar,
 }
 
@@ -44,34 +75,43 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Poke {
     /// Look again.
     pub fn notice(&self) {
-        lock(&self.cause).noticed = true;
+        lock(&self.rest).cause.noticed = true;
         self.changed.notify_one();
     }
 
     /// Look again, and make all watches anew.
     pub fn rearm(&self) {
-        lock(&self.cause).rearm = true;
+        lock(&self.rest).cause.rearm = true;
         self.changed.notify_one();
+    }
+
+    /// It neither looks nor is about to, unless its time comes.
+    #[must_use]
+    pub fn asleep(&self) -> bool {
+        let rest = lock(&self.rest);
+        rest.asleep && rest.cause == Cause::default()
     }
 
     /// Waits to be woken, until `deadline` at most; `None`: for ever.
     pub fn wait(&self, deadline: Option<Instant>) -> Cause {
-        let mut cause = lock(&self.cause);
-        while *cause == Cause::default() {
+        let mut rest = lock(&self.rest);
+        rest.asleep = true;
+        while rest.cause == Cause::default() {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            cause = match left {
+            rest = match left {
                 Some(left) if left.is_zero() => break,
                 Some(left) => {
-                    let waited = self.changed.wait_timeout(cause, left);
+                    let waited = self.changed.wait_timeout(rest, left);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => {
-                    let waited = self.changed.wait(cause);
+                    let waited = self.changed.wait(rest);
                     waited.unwrap_or_else(PoisonError::into_inner)
                 }
             };
         }
-        std::mem::take(&mut *cause)
+        rest.asleep = false;
+        std::mem::take(&mut rest.cause)
     }
 }
 
@@ -105,7 +145,6 @@ impl Noise {
         let rest = SHORTEST_REST.saturating_mul(1 << self.rests.min(16));
         self.until = Some(now + rest.min(LONGEST_REST));
         self.rests += 1;
-        self.second = None;
         true
     }
 
@@ -114,36 +153,26 @@ impl Noise {
     }
 }
 
-/// What the thread of notify needs. It is never locked while that thread is waited for.
+/// A name that matters to a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wish {
+    /// In its directory; empty: everything there.
+    name: OsString,
+    file: usize,
+    /// It is the file itself, and no step of the way to it.
+    last: bool,
+}
+
+/// What the loop asks when it hears of something. Never locked over a call that may hang.
 #[derive(Debug, Default)]
 struct Interests {
     /// By directory: which names of it matter to which file.
-    names: HashMap<PathBuf, Vec<(OsString, usize)>>,
-    /// Directories that were watched and are gone from their path.
-    lost: HashSet<PathBuf>,
+    names: HashMap<PathBuf, Vec<Wish>>,
+    /// The paths of what is watched: more than one where a directory is mounted in several places.
+    paths: HashMap<WatchDescriptor, Vec<PathBuf>>,
+    /// Those that may have ended without our hearing of it, for the queue ran over.
+    doubted: HashSet<WatchDescriptor>,
     noise: HashMap<PathBuf, Noise>,
-}
-
-/// One watcher of notify, as its thread sees it.
-#[derive(Debug, Default)]
-struct Ear {
-    /// However noisy a directory is.
-    always: bool,
-    /// Nobody listens to it any more. Its thread takes no orders as long as there is an event to read, so in
-    /// a flood it can neither be told to leave a directory alone nor to end: it is left to itself, and
-    /// another one made.
-    deaf: AtomicBool,
-    missed: AtomicU32,
-}
-
-impl Ear {
-    /// For an event that nobody listens to: slowly, for the queue of the kernel is bounded and costs little,
-    /// and quickly enough for the 16384 of a full one to be done in 10 s when the flood is over.
-    fn let_pass(&self) {
-        if self.missed.fetch_add(1, Ordering::Relaxed) % 32 == 0 {
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-    }
 }
 
 /// A directory that is watched: which one, for another may stand there later.
@@ -151,9 +180,9 @@ type Who = (u64, u64, Option<(i64, u32)>);
 
 #[derive(Debug, Default)]
 struct Book {
-    watcher: Option<RecommendedWatcher>,
-    watched: HashMap<PathBuf, Who>,
-    ear: Arc<Ear>,
+    watched: HashMap<PathBuf, (Who, WatchDescriptor)>,
+    /// The loop waits for the queue.
+    waited_for: bool,
 }
 
 /// How the wish for watches went.
@@ -177,82 +206,107 @@ impl Outcome {
     }
 }
 
+/// How a file is to be looked at, by what was heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Heard {
+    /// Nothing that matters to it.
+    #[default]
+    Nothing,
+    /// Of the file itself.
+    File,
+    /// Of the way to it, or of all that may be.
+    Way,
+}
+
 /// All watches of the program.
 #[derive(Debug)]
 pub struct Notices {
     pokes: Vec<Arc<Poke>>,
-    interests: Arc<Mutex<Interests>>,
+    /// However noisy a directory is.
+    always: bool,
+    events: Arc<Loop>,
+    token: u64,
+    queue: OnceLock<Inotify>,
+    interests: Mutex<Interests>,
+    /// Locked while watches are made, by those who look: never by the loop.
     book: Mutex<Book>,
 }
 
 impl Notices {
-    /// For files in this order. Nothing is watched yet. With `always` a noisy directory is listened to all
-    /// the same.
+    /// For files in this order. Nothing is watched yet; when something is, `events` wakes with `token` when
+    /// there is something to hear. With `always` a noisy directory is listened to all the same.
     #[must_use]
-    pub fn new(pokes: Vec<Arc<Poke>>, always: bool) -> Notices {
-        let ear = Arc::new(Ear {
-            always,
-            ..Ear::default()
-        });
+    pub fn new(pokes: Vec<Arc<Poke>>, always: bool, events: Arc<Loop>, token: u64) -> Notices {
         Notices {
             pokes,
-            interests: Arc::default(),
-            book: Mutex::new(Book {
-                ear,
-                ..Book::default()
-            }),
+            always,
+            events,
+            token,
+            queue: OnceLock::new(),
+            interests: Mutex::default(),
+            book: Mutex::default(),
         }
     }
 
-    /// Has the directories of `steps` watched for `file`, and no others. Directories on remote file
-    /// systems are left out: there inotify tells nothing of others, and asking may hang. So are those where
-    /// too much happens, unless `forced`.
-    pub fn want(&self, file: usize, steps: &[Step], rearm: bool, forced: bool) -> Outcome {
+    /// Has the directories of `steps` watched for `file`, and no others. The last one names the file itself
+    /// if `whole`. Directories on remote file systems are left out: there inotify tells nothing of others, and
+    /// asking may hang. So are those where too much happens, unless `forced`.
+    pub fn want(
+        &self,
+        file: usize,
+        steps: &[Step],
+        whole: bool,
+        rearm: bool,
+        forced: bool,
+    ) -> Outcome {
         let now = Instant::now();
         let mut book = lock(&self.book);
         let mut noisy: Vec<PathBuf> = Vec::new();
+        let doubted: HashSet<WatchDescriptor>;
         // Who is asked for first: what happens as soon as a watch stands must find someone to wake.
         let unwanted: Vec<PathBuf> = {
             let mut interests = lock(&self.interests);
             if forced {
                 interests.noise.clear();
             }
-            for names in interests.names.values_mut() {
-                names.retain(|(_, who)| *who != file);
+            for wishes in interests.names.values_mut() {
+                wishes.retain(|wish| wish.file != file);
             }
-            for step in steps.iter().filter(|step| step.local) {
-                let names = interests.names.entry(step.directory.clone()).or_default();
-                let name = (step.name.clone(), file);
-                if !names.contains(&name) {
-                    names.push(name);
+            for (number, step) in steps.iter().enumerate().filter(|(_, step)| step.local) {
+                let wishes = interests.names.entry(step.directory.clone()).or_default();
+                let last = whole && number + 1 == steps.len();
+                let same = |wish: &&mut Wish| wish.file == file && wish.name == step.name;
+                match wishes.iter_mut().find(same) {
+                    Some(wish) => wish.last = false,
+                    None => wishes.push(Wish {
+                        name: step.name.clone(),
+                        file,
+                        last,
+                    }),
                 }
             }
-            interests.names.retain(|_, names| !names.is_empty());
-            let Interests { names, noise, .. } = &mut *interests;
+            interests.names.retain(|_, wishes| !wishes.is_empty());
+            doubted = interests.doubted.clone();
+            let Interests {
+                names,
+                noise,
+                paths,
+                ..
+            } = &mut *interests;
             noise.retain(|path, _| names.contains_key(path));
             let rests = |(path, noise): (&PathBuf, &Noise)| noise.rests(now).then(|| path.clone());
             noisy.extend(noise.iter().filter_map(rests));
-            let lost: Vec<PathBuf> = interests.lost.drain().collect();
-            for path in lost {
-                book.watched.remove(&path);
-            }
-            let wanted = &interests.names;
+            // What the kernel has ended.
+            book.watched
+                .retain(|_, (_, watch)| paths.contains_key(watch));
             let watched = book.watched.keys();
             watched
-                .filter(|path| !wanted.contains_key(*path))
+                .filter(|path| !names.contains_key(*path) || noisy.contains(path))
                 .cloned()
                 .collect()
         };
-        if noisy.iter().any(|path| book.watched.contains_key(path)) {
-            book.start_anew();
-            // Their watches are gone with the noisy one.
-            let others = self.pokes.iter().enumerate();
-            others
-                .filter(|(other, _)| *other != file)
-                .for_each(|(_, poke)| poke.notice());
-        }
         for path in unwanted {
-            book.unwatch(&path);
+            self.unwatch(&mut book, &path);
         }
         let mut outcome = Outcome::Stand;
         for step in steps.iter().filter(|step| step.local) {
@@ -268,27 +322,32 @@ impl Notices {
             let found = &step.attributes;
             let who = (found.dev, found.ino, found.btime);
             let known = book.watched.get(&step.directory).copied();
-            if known == Some(who) && !rearm {
+            let sure = |(known, watch)| known == who && !doubted.contains(&watch);
+            if known.is_some_and(sure) && !rearm {
                 continue;
             }
-            if known.is_some_and(|known| known != who) {
-                book.unwatch(&step.directory);
+            if known.is_some_and(|(known, _)| known != who) {
+                self.unwatch(&mut book, &step.directory);
             }
-            match book.watch(&step.directory, &self.interests, &self.pokes) {
-                Ok(()) => {
-                    book.watched.insert(step.directory.clone(), who);
-                    if known != Some(who) {
+            match self.watch(&mut book, &step.directory) {
+                Ok(watch) => {
+                    if known.is_some_and(|(_, known)| known != watch) {
+                        // That one has ended.
+                        self.unwatch(&mut book, &step.directory);
+                    }
+                    book.watched.insert(step.directory.clone(), (who, watch));
+                    if known != Some((who, watch)) {
                         self.wake_others(file, &step.directory);
                         outcome.made();
                     }
                 }
                 // Gone since the look: the next one sees it.
-                Err(why) if is_gone(&why) => outcome.made(),
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => outcome.made(),
                 Err(why) => {
                     outcome = Outcome::Failed(format!(
                         "inotify on {}: {}",
                         step.directory.display(),
-                        described(&why)
+                        described(why)
                     ));
                 }
             }
@@ -296,181 +355,160 @@ impl Notices {
         outcome
     }
 
+    fn watch(&self, book: &mut Book, directory: &Path) -> nix::Result<WatchDescriptor> {
+        let queue = match self.queue.get() {
+            Some(queue) => queue,
+            None => {
+                let made = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+                self.queue.get_or_init(|| made)
+            }
+        };
+        if !book.waited_for {
+            let added = self.events.add(queue.as_fd(), self.token, Interest::Read);
+            // The watches of epoll are counted, too.
+            added.map_err(|_| Errno::ENOSPC)?;
+            book.waited_for = true;
+        }
+        let watch = queue.add_watch(directory, mask())?;
+        let mut interests = lock(&self.interests);
+        interests.doubted.remove(&watch);
+        let paths = interests.paths.entry(watch).or_default();
+        if !paths.iter().any(|path| path == directory) {
+            paths.push(directory.to_owned());
+        }
+        Ok(watch)
+    }
+
+    fn unwatch(&self, book: &mut Book, directory: &Path) {
+        let Some((_, watch)) = book.watched.remove(directory) else {
+            return;
+        };
+        let over = {
+            let mut interests = lock(&self.interests);
+            match interests.paths.get_mut(&watch) {
+                Some(paths) => {
+                    paths.retain(|path| path != directory);
+                    let over = paths.is_empty();
+                    if over {
+                        interests.paths.remove(&watch);
+                        interests.doubted.remove(&watch);
+                    }
+                    over
+                }
+                None => false,
+            }
+        };
+        if let (Some(queue), true) = (self.queue.get(), over) {
+            // The kernel may have done it already.
+            let _ = queue.rm_watch(watch);
+        }
+    }
+
     /// Others may have looked before a watch was made that they take for theirs.
     fn wake_others(&self, file: usize, directory: &Path) {
         let interests = lock(&self.interests);
-        let names = interests.names.get(directory).into_iter().flatten();
-        for (_, other) in names.filter(|(_, other)| *other != file) {
-            if let Some(poke) = self.pokes.get(*other) {
+        let wishes = interests.names.get(directory).into_iter().flatten();
+        for wish in wishes.filter(|wish| wish.file != file) {
+            if let Some(poke) = self.pokes.get(wish.file) {
                 poke.notice();
             }
         }
     }
-}
 
-impl Book {
-    fn watch(
-        &mut self,
-        directory: &Path,
-        interests: &Arc<Mutex<Interests>>,
-        pokes: &[Arc<Poke>],
-    ) -> notify::Result<()> {
-        let watcher = match &mut self.watcher {
-            Some(watcher) => watcher,
-            None => {
-                let (interests, pokes) = (interests.clone(), pokes.to_vec());
-                let ear = self.ear.clone();
-                let made = notify::recommended_watcher(move |event| {
-                    if ear.deaf.load(Ordering::Relaxed) {
-                        ear.let_pass();
-                    } else {
-                        heard(event, &interests, &pokes, ear.always);
-                    }
-                })?;
-                self.watcher.insert(made)
-            }
+    /// For the loop: what there is to hear, by file. What is left is there at the next call.
+    #[must_use]
+    pub fn hear(&self) -> Vec<Heard> {
+        let mut heard = vec![Heard::Nothing; self.pokes.len()];
+        let Some(queue) = self.queue.get() else {
+            return heard;
         };
-        watcher.watch(directory, RecursiveMode::NonRecursive)
-    }
-
-    /// Without any watch, and without waiting for the thread of those that were.
-    fn start_anew(&mut self) {
-        self.ear.deaf.store(true, Ordering::Relaxed);
-        self.ear = Arc::new(Ear {
-            always: self.ear.always,
-            ..Ear::default()
-        });
-        self.watcher = None;
-        self.watched.clear();
-    }
-
-    fn unwatch(&mut self, directory: &Path) {
-        self.watched.remove(directory);
-        if let Some(watcher) = &mut self.watcher {
-            // The kernel has often done it already.
-            let _ = watcher.unwatch(directory);
+        for _ in 0..READS {
+            let Ok(events) = queue.read_events() else {
+                break;
+            };
+            let mut interests = lock(&self.interests);
+            for event in &events {
+                interests.sort(event, self.always, &mut heard);
+            }
+            if events.len() < FEW {
+                break;
+            }
         }
+        heard
     }
 }
 
-/// In the thread of notify: who has to look?
-fn heard(
-    event: notify::Result<notify::Event>,
-    interests: &Mutex<Interests>,
-    pokes: &[Arc<Poke>],
-    always: bool,
-) {
-    let wake_all = || pokes.iter().for_each(|poke| poke.notice());
-    let Ok(event) = event else {
-        return wake_all();
-    };
-    // The queue ran over: anything may have happened.
-    if event.need_rescan() {
-        return wake_all();
-    }
-    let (vanished, idle) = match event.kind {
-        // Everybody who opens something there; nothing has changed by that.
-        EventKind::Access(AccessKind::Open(_) | AccessKind::Read) => (false, true),
-        EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => (true, false),
-        EventKind::Access(_)
-        | EventKind::Create(_)
-        | EventKind::Modify(_)
-        | EventKind::Any
-        | EventKind::Other => (false, false),
-    };
-    if idle && always {
-        return;
-    }
-    let mut interests = lock(interests);
-    let mut wake: Vec<usize> = Vec::new();
-    for path in event.paths.iter().filter(|_| !idle) {
-        if let (Some(directory), Some(name)) = (path.parent(), path.file_name()) {
-            if let Some(names) = interests.names.get(directory) {
-                let wanted = names
-                    .iter()
-                    .filter(|(wanted, _)| wanted == name || wanted.is_empty());
-                wake.extend(wanted.map(|(_, file)| *file));
-            }
-        }
-        if let Some(names) = interests.names.get(path) {
-            wake.extend(names.iter().map(|(_, file)| *file));
-            if vanished {
-                // notify has let its watch go, or will: it must be made anew, whatever stands there.
-                interests.lost.insert(path.clone());
-            }
-        }
-    }
-    if wake.is_empty() && !always {
-        let now = Instant::now();
-        for path in &event.paths {
-            wake.extend(interests.too_noisy(path, now));
-        }
-    }
-    drop(interests);
-    wake.sort_unstable();
-    wake.dedup();
-    for file in wake {
-        if let Some(poke) = pokes.get(file) {
-            poke.notice();
-        }
+fn raise(heard: &mut [Heard], file: usize, to: Heard) {
+    if let Some(heard) = heard.get_mut(file) {
+        *heard = to.max(*heard);
     }
 }
 
 impl Interests {
-    /// An event about `path` was for nothing. Gives those who are to do without further ones.
-    fn too_noisy(&mut self, path: &Path, now: Instant) -> Vec<usize> {
-        let parent = path
-            .parent()
-            .filter(|parent| self.names.contains_key(*parent));
-        let directory = parent.unwrap_or(path);
-        let Some(names) = self.names.get(directory) else {
-            return Vec::new();
+    /// Who has to look?
+    fn sort(&mut self, event: &InotifyEvent, always: bool, heard: &mut [Heard]) {
+        // The queue ran over: anything may have happened.
+        if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+            heard.fill(Heard::Way);
+            self.doubted.extend(self.paths.keys());
+            return;
+        }
+        // Of a directory that nobody wants any more, or of one whose first look is still to come.
+        let Some(paths) = self.paths.get(&event.wd) else {
+            return;
         };
-        // Looked for first: this happens often, and a key is a copy of the path.
-        let loud = match self.noise.get_mut(directory) {
-            Some(noise) => noise.heard(now),
-            None => {
-                let mut noise = Noise::default();
-                let loud = noise.heard(now);
-                self.noise.insert(directory.to_owned(), noise);
-                loud
+        let mut for_nothing = true;
+        for path in paths {
+            for wish in self.names.get(path).into_iter().flatten() {
+                let to = match &event.name {
+                    // Of the directory itself.
+                    None => Heard::Way,
+                    Some(name) if *name == wish.name && wish.last => Heard::File,
+                    Some(name) if *name == wish.name || wish.name.is_empty() => Heard::Way,
+                    Some(_) => continue,
+                };
+                raise(heard, wish.file, to);
+                for_nothing = false;
             }
-        };
-        if loud {
-            names.iter().map(|(_, file)| *file).collect()
-        } else {
-            Vec::new()
+        }
+        if event.mask.contains(AddWatchFlags::IN_IGNORED) {
+            self.paths.remove(&event.wd);
+            self.doubted.remove(&event.wd);
+        } else if for_nothing && !always {
+            let now = Instant::now();
+            let Interests {
+                names,
+                paths,
+                noise,
+                ..
+            } = self;
+            for path in paths.get(&event.wd).into_iter().flatten() {
+                // Looked for first: this happens often, and a key is a copy of the path.
+                let loud = match noise.get_mut(path) {
+                    Some(noise) => noise.heard(now),
+                    None => noise.entry(path.clone()).or_default().heard(now),
+                };
+                if loud {
+                    // They are to do without further ones.
+                    for wish in names.get(path).into_iter().flatten() {
+                        raise(heard, wish.file, Heard::Way);
+                    }
+                }
+            }
         }
     }
 }
 
-fn is_gone(why: &notify::Error) -> bool {
-    match &why.kind {
-        ErrorKind::PathNotFound | ErrorKind::WatchNotFound => true,
-        ErrorKind::Io(why) => {
-            matches!(
-                why.raw_os_error(),
-                Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)
-            )
-        }
-        ErrorKind::Generic(_) | ErrorKind::InvalidConfig(_) | ErrorKind::MaxFilesWatch => false,
-    }
-}
-
-fn described(why: &notify::Error) -> String {
-    match &why.kind {
-        ErrorKind::MaxFilesWatch => {
+fn described(why: Errno) -> String {
+    match why {
+        Errno::ENOSPC => {
             "no watch is left (sysctl fs.inotify.max_user_watches raises that)".to_owned()
         }
-        ErrorKind::Io(why) if why.raw_os_error() == Some(libc::EMFILE) => {
+        Errno::EMFILE => {
             "no instance or descriptor is left (sysctl fs.inotify.max_user_instances, ulimit -n)"
                 .to_owned()
         }
-        ErrorKind::Io(why) => common::error::describe(why),
-        ErrorKind::Generic(text) => text.clone(),
-        ErrorKind::PathNotFound | ErrorKind::WatchNotFound | ErrorKind::InvalidConfig(_) => {
-            why.to_string()
-        }
+        why => common::error::describe(&why.into()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What was meant: looked up, validated, contradictions refused. Nothing is opened yet.
 
-use crate::cli::{Cli, Format, Kind, SplayBy};
+use crate::cli::{Busy, Cli, Format, Kind, SplayBy};
 use crate::eye::Way;
 use crate::settle::Policy;
 use crate::signature::Wanted;
@@ -159,7 +159,22 @@ impl Plan {
                  a signal and a line take no time",
             );
         }
-        if let crate::cli::Busy::Signal(signal) = cli.busy {
+        // What has no effect was meant to have one.
+        if cli.busy != Busy::Queue && !shell {
+            return usage("--busy: while --on-touch runs; a signal and a line take no time");
+        }
+        if cli.retries > 0 && matches!(deed, Deed::Print(_)) {
+            return usage("--retries: of --on-touch or --signal; a line does not fail");
+        }
+        if cli.splay_by != SplayBy::Random && cli.splay.is_zero() {
+            return usage("--splay-by says which part of --splay; --splay 30s would do");
+        }
+        if (cli.null || cli.format != Format::Text) && !matches!(deed, Deed::Print(_)) {
+            return usage(
+                "-0 and --format are for the lines that are printed without --on-touch and --signal",
+            );
+        }
+        if let Busy::Signal(signal) = cli.busy {
             if let Some(why) = out_of_reach(signal).filter(|_| signal == libc::SIGCHLD) {
                 return usage(&format!("--busy: {why}"));
             }
@@ -252,6 +267,20 @@ mod tests {
         assert_eq!(plan.files.len(), 2);
         assert_eq!(plan.deed, Deed::Signal(libc::SIGUSR2));
         assert_eq!(plan.target, Some(Name::File("p".into())));
+        // The same words with what they are for.
+        for words in [
+            &["a", "--busy", "ignore", "--on-touch", "x"][..],
+            &["a", "--busy", "signal=USR1", "--on-touch", "x"],
+            &["a", "--busy", "queue"],
+            &["a", "--retries", "1", "--signal", "HUP", "--pid", "7"],
+            &["a", "--retries", "1", "--on-touch", "x"],
+            &["a", "--splay-by", "host", "--splay", "1s"],
+            &["a", "--splay-by", "random"],
+            &["a", "-0"],
+            &["a", "--format", "text", "--on-touch", "x"],
+        ] {
+            assert!(self::plan(words).is_ok(), "{words:?}");
+        }
         let wrapped = self::plan(&["a", "--on-touch", "x", "--", "c", "--once"]).unwrap();
         assert_eq!(wrapped.command.unwrap(), ["c", "--once"]);
         assert_eq!(
@@ -274,6 +303,14 @@ mod tests {
             &["a", "--lock", "l"],
             &["a", "--lock-with", "l", "--signal", "HUP", "--pid", "7"],
             &["a", "--ready-fd", "0"],
+            &["a", "--busy", "ignore"],
+            &["a", "--busy", "restart", "--signal", "HUP", "--pid", "7"],
+            &["a", "--busy", "signal=CHLD", "--on-touch", "x"],
+            &["a", "--retries", "1"],
+            &["a", "--splay-by", "host"],
+            &["a", "--splay-by", "host", "--splay", "0"],
+            &["a", "-0", "--on-touch", "x"],
+            &["a", "--format", "json", "--signal", "HUP", "--pid", "7"],
         ] {
             assert_eq!(plan(words).unwrap_err().exit, Exit::Usage, "{words:?}");
         }

@@ -5,7 +5,7 @@ use crate::cli::SplayBy;
 use crate::events;
 use crate::eye::{Eye, Handle, Inbox, Sighting, Via, Way};
 use crate::lock::{Locker, News};
-use crate::notice::Notices;
+use crate::notice::{Heard, Notices};
 use crate::place::Class;
 use crate::plan::{Deed, Plan};
 use crate::print::line;
@@ -13,13 +13,14 @@ use crate::settle::{Decider, Order};
 use crate::signature::{Change, Ground, Seen, Track};
 use crate::stamp::{self, Entry, Keeper};
 use common::action::Action;
+use common::aside::Aside;
 use common::error::{Doing, Error, Result, describe};
 use common::event::{Level, Log, Value};
 use common::exit::{End, Exit};
 use common::output::Output;
 use common::signal::{Received, Sender, Signals};
 use common::wait::{Interest, Loop, Wake};
-use common::watched::Watched;
+use common::watched::{Name, Watched};
 use common::wrap::{self, Wrapped};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::ffi::OsStr;
@@ -36,6 +37,8 @@ const LOCK: u64 = 4;
 const STAMP: u64 = 5;
 const OUT: u64 = 6;
 const ERR: u64 = 7;
+const NOTICES: u64 = 8;
+const SOUGHT: u64 = 9;
 
 /// A file server that is away must not keep the command from being started.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -47,6 +50,8 @@ const STALE_AT_LEAST: Duration = Duration::from_secs(1);
 const LAST_WRITE: Duration = Duration::from_secs(1);
 /// The same when we were told to stop.
 const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Of the thread that reads a pid file, in bytes: it opens it, and reads a few files of /proc.
+const SEEKER_STACK: usize = 128 << 10;
 
 /// The signals that mean something to us.
 mod own_signals {
@@ -69,16 +74,20 @@ struct File {
     acted: Option<Seen>,
     /// When its absence counts as lasting.
     gone_at: Option<Instant>,
+    /// Something was mounted on the way, by a look that was not believed otherwise.
+    moved: bool,
     degraded: bool,
     failed: bool,
     circle: bool,
     stale: Option<Instant>,
 }
 
-/// An action that runs, or waits for its lock.
+/// An action that runs, or waits for its lock, or for the pid file to be read.
 #[derive(Debug)]
 enum Running {
     Waiting(Instant),
+    /// Until then.
+    Seeking(Instant),
     Shell(Action, Instant),
 }
 
@@ -93,8 +102,9 @@ enum Finish {
 struct Watching {
     plan: Plan,
     log: Log,
-    events: Loop,
+    events: Arc<Loop>,
     signals: Signals,
+    notices: Arc<Notices>,
     inbox: Arc<Inbox>,
     files: Vec<File>,
     born: Instant,
@@ -114,6 +124,9 @@ struct Watching {
     /// What was seen before the stamp was read.
     early: Vec<Sighting>,
     locker: Option<Locker>,
+    /// A pid file may lie on a file server that is away.
+    seeker: Aside<Name, std::result::Result<Watched, String>>,
+    sought: Arc<EventFd>,
     out: Option<Output>,
     /// Lines that wait for a slow reader: one for each file, with its count.
     held: Vec<(Item, u32)>,
@@ -176,7 +189,7 @@ impl Watching {
         inherited: Vec<i32>,
         ready_fd: Option<OwnedFd>,
     ) -> Result<Watching> {
-        let events = Loop::new()?;
+        let events = Arc::new(Loop::new()?);
         events.add(&signals, SIGNALS, Interest::Read)?;
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let bell = EventFd::from_value_and_flags(0, flags).doing("make an eventfd")?;
@@ -193,6 +206,7 @@ impl Watching {
                 class: None,
                 acted: None,
                 gone_at: None,
+                moved: false,
                 degraded: false,
                 failed: false,
                 circle: false,
@@ -200,7 +214,8 @@ impl Watching {
             })
             .collect();
         let pokes = files.iter().map(|file| file.handle.poke.clone()).collect();
-        let notices = Arc::new(Notices::new(pokes, plan.way == Way::NoPoll));
+        let always = plan.way == Way::NoPoll;
+        let notices = Arc::new(Notices::new(pokes, always, events.clone(), NOTICES));
         let keeper = match &plan.since {
             None => None,
             Some(path) => {
@@ -229,11 +244,16 @@ impl Watching {
                 inbox: inbox.clone(),
                 poke: handle.poke.clone(),
                 busy: handle.busy.clone(),
+                glances: handle.glances.clone(),
+                spot: handle.spot.clone(),
                 born,
             };
             eye.open()
                 .doing(&format!("start a thread that looks at {}", path.display()))?;
         }
+        let sought = EventFd::from_value_and_flags(0, flags).doing("make an eventfd")?;
+        let sought = Arc::new(sought);
+        events.add(&*sought, SOUGHT, Interest::Read)?;
         let prints = matches!(plan.deed, Deed::Print(_));
         let out = prints.then(|| Output::open(1));
         if let Some(fd) = out.as_ref().and_then(Output::descriptor) {
@@ -249,6 +269,7 @@ impl Watching {
             plan,
             events,
             signals,
+            notices,
             inbox,
             files,
             born,
@@ -261,6 +282,8 @@ impl Watching {
             written: String::new(),
             early: Vec::new(),
             locker,
+            seeker: Aside::new("pid-file", SEEKER_STACK, sought.clone()),
+            sought,
             out,
             held: Vec::new(),
             err: Output::open(2),
@@ -306,9 +329,11 @@ impl Watching {
             }
             COMMAND => self.on_command_end(),
             INBOX => self.on_news(now)?,
+            NOTICES => self.on_notices(now)?,
             ACTION => self.on_action_end(now),
             LOCK => self.on_lock(now),
             STAMP => self.on_stamp(now)?,
+            SOUGHT => self.on_sought(now),
             OUT => self.on_out(),
             ERR => {
                 self.err.flush();
@@ -326,8 +351,10 @@ impl Watching {
         if self.acts() {
             all.extend(self.decider.deadline());
         }
-        if let Some(Running::Shell(action, _)) = &self.running {
-            all.push(action.deadline());
+        match &self.running {
+            Some(Running::Shell(action, _)) => all.push(action.deadline()),
+            Some(Running::Seeking(until)) => all.push(*until),
+            Some(Running::Waiting(_)) | None => {}
         }
         all.extend(self.files.iter().filter_map(|file| file.gone_at));
         if !self.begun {
@@ -341,8 +368,10 @@ impl Watching {
     }
 
     fn on_time(&mut self, now: Instant) -> Result<()> {
-        if let Some(Running::Shell(action, _)) = &mut self.running {
-            action.expire(now);
+        match &mut self.running {
+            Some(Running::Shell(action, _)) => action.expire(now),
+            Some(Running::Seeking(until)) if *until <= now => self.tired_of_seeking(now),
+            Some(Running::Waiting(_) | Running::Seeking(_)) | None => {}
         }
         for file in &mut self.files {
             if file.gone_at.is_some_and(|at| at <= now) {
@@ -449,7 +478,7 @@ impl Watching {
         };
         match &mut self.running {
             Some(Running::Shell(action, _)) => action.cut_short(now),
-            Some(Running::Waiting(_)) => self.running = None,
+            Some(Running::Waiting(_) | Running::Seeking(_)) => self.running = None,
             None => {}
         }
         let exit = self.end.map_or(exit, Exit::from);
@@ -469,8 +498,52 @@ impl Watching {
         Ok(())
     }
 
+    /// Something was heard: of the file itself the loop looks, if it can and the eye has nothing to say.
+    fn on_notices(&mut self, now: Instant) -> Result<()> {
+        for (index, heard) in self.notices.hear().into_iter().enumerate() {
+            if heard == Heard::Nothing {
+                continue;
+            }
+            let handle = &self.files[index].handle;
+            let seen = if heard == Heard::File && handle.poke.asleep() {
+                // All that the eye has seen, before what is seen now.
+                if !self.inbox.is_empty() {
+                    self.on_news(now)?;
+                }
+                let known = self.since.is_some() && self.files[index].class.is_some();
+                known.then(|| self.files[index].handle.glance()).flatten()
+            } else {
+                None
+            };
+            match seen {
+                Some(seen) => self.see(index, seen, Ground::Same, Via::Inotify, now),
+                None => self.files[index].handle.poke.notice(),
+            }
+        }
+        Ok(())
+    }
+
+    fn see(&mut self, index: usize, seen: Seen, ground: Ground, via: Via, now: Instant) {
+        let file = &mut self.files[index];
+        file.via = via;
+        let touched = file.track.see(seen, ground);
+        file.gone_at = None;
+        if touched {
+            self.touched(now);
+        } else if file.track.gone() {
+            file.gone_at = Some(now + self.plan.policy.settle);
+        }
+    }
+
     fn on_sighting(&mut self, sighting: Sighting, now: Instant) -> Result<()> {
         let index = sighting.file;
+        let file = &mut self.files[index];
+        if sighting.glances != file.handle.glances.load(Ordering::SeqCst) {
+            // It may be older than what we have seen: the eye is to look again.
+            file.moved |= sighting.ground == Ground::Moved;
+            file.handle.poke.notice();
+            return Ok(());
+        }
         let first = self.files[index].class.is_none();
         if first && !self.begun {
             self.refuse(&sighting)?;
@@ -482,6 +555,9 @@ impl Watching {
         self.tell_trouble(&sighting);
         if let Ok(seen) = sighting.seen {
             let mut ground = sighting.ground;
+            if std::mem::take(&mut self.files[index].moved) {
+                ground = Ground::Moved;
+            }
             if first {
                 let path = &self.plan.files[index];
                 let base = self.since.as_ref().and_then(|since| stamp::of(since, path));
@@ -494,15 +570,8 @@ impl Watching {
                     }
                 }
             }
-            let file = &mut self.files[index];
-            file.via = if first { Via::Start } else { sighting.via };
-            let touched = file.track.see(seen, ground);
-            file.gone_at = None;
-            if touched {
-                self.touched(now);
-            } else if file.track.gone() {
-                file.gone_at = Some(now + self.plan.policy.settle);
-            }
+            let via = if first { Via::Start } else { sighting.via };
+            self.see(index, seen, ground, via, now);
         }
         if self.files.iter().all(|file| file.class.is_some()) {
             if !self.begun {
@@ -699,11 +768,11 @@ impl Watching {
         }
     }
 
-    /// Of the action that runs; 0 where it waits for its lock.
+    /// Of the action that runs; 0 where it waits.
     fn action_pid(&self) -> Value {
         match &self.running {
             Some(Running::Shell(action, _)) => action.pid().into(),
-            Some(Running::Waiting(_)) | None => 0.into(),
+            Some(Running::Waiting(_) | Running::Seeking(_)) | None => 0.into(),
         }
     }
 
@@ -753,6 +822,9 @@ impl Watching {
     }
 
     fn splay(&self) -> Duration {
+        if self.plan.splay.is_zero() {
+            return Duration::ZERO;
+        }
         let share = match self.plan.splay_by {
             SplayBy::Random => (common::time::random() >> 11) as f64 / (1u64 << 53) as f64,
             SplayBy::Host => {
@@ -777,30 +849,89 @@ impl Watching {
                 self.begun_action();
                 self.ended(Exit::Ok, now);
             }
-            Deed::Signal(signal) => {
-                let result = self.send(signal);
-                self.begun_action();
-                let exit = match result {
-                    Ok(()) => Exit::Ok,
-                    Err(why) => {
-                        let fields = [
-                            ("signal", common::signal::name(signal).into()),
-                            ("error", why.into()),
-                        ];
-                        self.say(Level::Warning, events::SIGNAL_FAILED, &fields);
-                        Exit::No
-                    }
-                };
-                self.ended(exit, now);
-            }
+            Deed::Signal(_) => self.seek(now),
             Deed::Shell(_) => match &self.locker {
                 Some(locker) => {
                     locker.take();
                     self.running = Some(Running::Waiting(now));
                 }
-                None => self.start_shell(now),
+                None => self.seek(now),
             },
         }
+    }
+
+    /// Finds out whom the action is about, and goes on with it.
+    fn seek(&mut self, now: Instant) {
+        let found = match &self.plan.target {
+            None => None,
+            Some(name @ Name::Number(_)) => Some(Watched::find(name)),
+            Some(name @ Name::File(path)) => {
+                let work = || -> common::aside::Work<_, _> {
+                    Box::new(|name: Name, answer| answer(Watched::find(&name)))
+                };
+                match self.seeker.ask(name.clone(), work) {
+                    Ok(()) => {
+                        let until = now + self.plan.action_timeout;
+                        self.running = Some(Running::Seeking(until));
+                        return;
+                    }
+                    Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => {
+                        Some(Err(format!("{}: it cannot be read", path.display())))
+                    }
+                    // No thread to be had: better here than not at all.
+                    Err(_) => Some(Watched::find(name)),
+                }
+            }
+        };
+        self.act_upon(found, now);
+    }
+
+    fn on_sought(&mut self, now: Instant) {
+        let _ = self.sought.read();
+        let answer = self.seeker.answer();
+        if let (Some(found), Some(Running::Seeking(_))) = (answer, &self.running) {
+            self.running = None;
+            self.act_upon(Some(found), now);
+        }
+    }
+
+    /// The file server does not answer.
+    fn tired_of_seeking(&mut self, now: Instant) {
+        self.seeker.give_up();
+        self.running = None;
+        let path = match &self.plan.target {
+            Some(name) => name.to_string(),
+            None => String::new(),
+        };
+        let fields = [("error", format!("{path}: it cannot be read in time").into())];
+        let event = match self.plan.deed {
+            Deed::Signal(_) => events::SIGNAL_FAILED,
+            Deed::Print(_) | Deed::Shell(_) => events::ACTION_FAILED,
+        };
+        self.say(Level::Warning, event, &fields);
+        self.unlock();
+        self.ended(Exit::TimedOut, now);
+    }
+
+    /// With the process that it is about: `None`, nobody has named one.
+    fn act_upon(&mut self, found: Option<std::result::Result<Watched, String>>, now: Instant) {
+        let Deed::Signal(signal) = self.plan.deed else {
+            return self.start_shell(found, now);
+        };
+        let result = self.send(signal, found);
+        self.begun_action();
+        let exit = match result {
+            Ok(()) => Exit::Ok,
+            Err(why) => {
+                let fields = [
+                    ("signal", common::signal::name(signal).into()),
+                    ("error", why.into()),
+                ];
+                self.say(Level::Warning, events::SIGNAL_FAILED, &fields);
+                Exit::No
+            }
+        };
+        self.ended(exit, now);
     }
 
     /// Says what is acted upon, and remembers what the action is told.
@@ -814,35 +945,35 @@ impl Watching {
             Level::Info
         };
         let delay = self.first.map_or(Duration::ZERO, |first| now - first);
-        for item in self.batch.items.clone() {
-            let fields = [
-                ("file", self.name(item.file)),
-                ("event", item.change.name().into()),
-                ("via", item.via.name().into()),
-                ("count", count.into()),
-                ("delay", delay.into()),
-            ];
-            self.say(level, events::FILE_TOUCHED, &fields);
+        if level <= self.plan.threshold {
+            for item in self.batch.items.clone() {
+                let fields = [
+                    ("file", self.name(item.file)),
+                    ("event", item.change.name().into()),
+                    ("via", item.via.name().into()),
+                    ("count", count.into()),
+                    ("delay", delay.into()),
+                ];
+                self.say(level, events::FILE_TOUCHED, &fields);
+            }
         }
         self.told = (count, delay);
         self.first = None;
     }
 
-    fn start_shell(&mut self, now: Instant) {
+    fn start_shell(&mut self, found: Option<std::result::Result<Watched, String>>, now: Instant) {
         let Deed::Shell(command) = self.plan.deed.clone() else {
             return;
         };
-        let pid = match (&self.wrapped, &self.plan.target) {
+        let pid = match (&self.wrapped, found) {
             (Some(wrapped), _) => Some(wrapped.child().pid()),
-            (None, Some(name)) => match Watched::find(name) {
-                Ok(watched) => Some(watched.pid()),
-                // The action may be what starts it.
-                Err(why) => {
-                    let fields = [("error", why.into())];
-                    self.say(Level::Debug, events::SIGNAL_FAILED, &fields);
-                    None
-                }
-            },
+            (None, Some(Ok(watched))) => Some(watched.pid()),
+            // The action may be what starts it.
+            (None, Some(Err(why))) => {
+                let fields = [("error", why.into())];
+                self.say(Level::Debug, events::SIGNAL_FAILED, &fields);
+                None
+            }
             (None, None) => None,
         };
         let (count, delay) = self.told;
@@ -883,14 +1014,18 @@ impl Watching {
         }
     }
 
-    fn send(&mut self, signal: i32) -> std::result::Result<(), String> {
-        let pid = match (&self.wrapped, &self.plan.target) {
+    fn send(
+        &mut self,
+        signal: i32,
+        found: Option<std::result::Result<Watched, String>>,
+    ) -> std::result::Result<(), String> {
+        let pid = match (&self.wrapped, found) {
             (Some(wrapped), _) => {
                 wrapped.child().signal(signal);
                 wrapped.child().pid()
             }
-            (None, Some(name)) => {
-                let watched = Watched::find(name)?;
+            (None, Some(found)) => {
+                let watched = found?;
                 let sent = watched.signal(signal);
                 sent.map_err(|why| format!("pid {}: {}", watched.pid(), describe(&why)))?;
                 watched.pid()
@@ -966,7 +1101,8 @@ impl Watching {
         };
         let since = match &self.running {
             Some(Running::Waiting(since)) => *since,
-            Some(Running::Shell(..)) | None => {
+            Some(Running::Shell(..) | Running::Seeking(_)) => return,
+            None => {
                 self.unlock();
                 return;
             }
@@ -979,7 +1115,7 @@ impl Watching {
             News::Taken => {
                 let fields = [("file", path.into()), ("took", (now - since).into())];
                 self.say(Level::Info, events::LOCK_TAKEN, &fields);
-                self.start_shell(now);
+                self.seek(now);
             }
             News::Failed(why) => {
                 let fields = [("file", path.into()), ("error", why.into())];

@@ -260,11 +260,9 @@ impl Decider {
         self.running = false;
         self.last_end = Some(now);
         match self.phase {
+            // It has waited for the gap before it was queued.
             Phase::Queued => {
-                let gap = self.last_start.map(|start| start + self.policy.min_gap);
-                self.phase = Phase::Waiting {
-                    at: gap.unwrap_or(now).max(now),
-                };
+                self.phase = Phase::Waiting { at: now };
                 None
             }
             Phase::Quiet if !well && self.attempt < self.policy.retries => {
@@ -476,21 +474,49 @@ mod tests {
             played(policy, Duration::ZERO, &script),
             [(100, again(0)), (1200, again(1)), (2200, again(0))]
         );
+        // What went well is not.
+        let script = [(0, Touch), (200, End(true))];
+        assert_eq!(played(policy, Duration::ZERO, &script), [(100, again(0))]);
     }
 
-    /// Plays an action that takes 20 ms and touches the file after 10 of them, and a touch from outside at
-    /// each of these ms.
-    fn looping(policy: Policy, outside: &[u32]) -> Vec<(u32, Order)> {
+    #[test]
+    fn the_pauses_between_tries_do_not_grow_for_ever() {
+        let mut decider = Decider::new(Policy {
+            retries: 1000,
+            ..policy(Busy::Queue)
+        });
+        let mut now = Instant::now();
+        decider.touch(now);
+        now += MS * 100;
+        assert_eq!(decider.tick(now), Some(Order::Settle));
+        decider.settled(true, Duration::ZERO, now);
+        let mut pauses = Vec::new();
+        for _ in 0..30 {
+            assert!(matches!(decider.tick(now), Some(Order::Start { .. })));
+            decider.started(now);
+            let pause = decider.ended(false, now);
+            now += pause.unwrap_or_default();
+            pauses.push(pause.map(|pause| pause.as_secs()));
+        }
+        let wanted = [1, 2, 4, 8, 16, 32, 60, 60].map(Some);
+        assert_eq!(pauses[..8], wanted);
+        assert!(pauses[8..].iter().all(|pause| *pause == Some(60)));
+    }
+
+    /// Plays an action that takes 20 ms, the touches of it so many ms after its start, and a touch from
+    /// outside at each of these ms.
+    fn looping(policy: Policy, own: &[u32], outside: &[u32]) -> Vec<(u32, Order)> {
         let zero = Instant::now();
         let mut decider = Decider::new(policy);
-        let (mut orders, mut begun) = (Vec::new(), None);
+        let (mut orders, mut begun, mut runs) = (Vec::new(), None, false);
         for ms in 0..60_000u32 {
             let now = zero + MS * ms;
-            if outside.contains(&ms) || begun.is_some_and(|begun| ms == begun + 10) {
+            let after = begun.map(|begun| ms - begun);
+            if outside.contains(&ms) || after.is_some_and(|after| own.contains(&after)) {
                 decider.touch(now);
             }
-            if begun.is_some_and(|begun| ms == begun + 20) {
-                begun = None;
+            if runs && after == Some(20) {
+                runs = false;
                 decider.ended(true, now);
             }
             while let Some(order) = decider.tick(now) {
@@ -498,7 +524,7 @@ mod tests {
                     Order::Settle => decider.settled(true, Duration::ZERO, now),
                     Order::Start { .. } => {
                         decider.started(now);
-                        begun = Some(ms);
+                        (begun, runs) = (Some(ms), true);
                     }
                     _ => {}
                 }
@@ -513,13 +539,64 @@ mod tests {
     #[test]
     fn an_action_that_touches_its_own_file_does_not_run_for_ever() {
         let hold = Order::Suspect(PROBE);
-        let orders = looping(policy(Busy::Queue), &[0]);
-        let kinds: Vec<Order> = orders.iter().map(|(_, order)| *order).collect();
+        let at_once = Policy {
+            settle: Duration::ZERO,
+            ..policy(Busy::Queue)
+        };
+        // While it runs; heard of after its end; the same twice, where the first is acted upon at once.
+        for (policy, own, count) in [
+            (policy(Busy::Queue), &[10][..], 1),
+            (policy(Busy::Queue), &[50], 1),
+            (at_once, &[30, 50], 2),
+        ] {
+            let orders = looping(policy, own, &[0]);
+            let kinds: Vec<Order> = orders.iter().map(|(_, order)| *order).collect();
+            let mut wanted = vec![start(1)];
+            wanted.extend([start(count); 5]);
+            wanted.extend([hold, start(count), Order::SelfTouch]);
+            assert_eq!(kinds, wanted, "{orders:?}");
+            assert_eq!(orders[7].0 - orders[6].0, 10_000, "{orders:?}");
+        }
+        // Heard of once more while it is held.
+        let brief = Policy {
+            min_gap: MS * 30,
+            ..at_once
+        };
+        let orders = looping(brief, &[25, 33], &[0]);
+        let kinds: Vec<Order> = orders.iter().take(9).map(|(_, order)| *order).collect();
         let mut wanted = vec![start(1); 6];
-        wanted.extend([hold, start(1), Order::SelfTouch]);
+        wanted.extend([hold, start(2), Order::SelfTouch]);
         assert_eq!(kinds, wanted, "{orders:?}");
+        assert_eq!(orders[7].0 - orders[6].0, 10_000, "{orders:?}");
+        // The gap may be longer than that.
+        let long = Policy {
+            min_gap: MS * 20_000,
+            ..policy(Busy::Queue)
+        };
+        let mut decider = Decider::new(long);
+        (decider.chain, decider.phase) = (
+            SUSPECT,
+            Phase::Settling {
+                first: Instant::now(),
+                last: Instant::now(),
+            },
+        );
+        let now = Instant::now() + MS * 100;
+        decider.settled(true, Duration::ZERO, now);
+        assert_eq!(decider.tick(now), Some(Order::Suspect(MS * 20_000)));
+        // With so small a gap it is taken for somebody else's, always.
+        let close = Policy {
+            min_gap: MS * 40,
+            settle: Duration::ZERO,
+            ..policy(Busy::Queue)
+        };
+        let orders = looping(close, &[50], &[0]);
+        assert!(
+            orders.len() > 500 && orders.iter().all(|(_, order)| *order == start(1)),
+            "{orders:?}"
+        );
         // Held, and touched by somebody else: at once, and from the beginning.
-        let orders = looping(policy(Busy::Queue), &[0, 8000]);
+        let orders = looping(policy(Busy::Queue), &[10], &[0, 8000]);
         let held = orders.iter().position(|(_, order)| *order == hold);
         let next = held.and_then(|held| orders.get(held + 1));
         assert_eq!(next, Some(&(8100, start(2))), "{orders:?}");
@@ -530,6 +607,7 @@ mod tests {
                 may_loop: false,
                 ..policy(Busy::Queue)
             },
+            &[10],
             &[0],
         );
         assert!(orders.len() > 40, "{}", orders.len());

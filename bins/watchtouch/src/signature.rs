@@ -321,6 +321,8 @@ mod tests {
         assert!(!track.see(Seen::There(FILE), Ground::Same));
         assert!(track.see(there(|f| f.ino = 11), Ground::Same));
         assert_eq!(track.pending(), Some(Change::Replaced));
+        // The same again is not news.
+        assert!(!track.see(there(|f| f.ino = 11), Ground::Same));
         track.see(Seen::There(FILE), Ground::Same);
         assert_eq!(track.pending(), None);
     }

@@ -3,7 +3,7 @@
 
 use crate::place::{Class, Places};
 use crate::signature::{Seen, Signature};
-use common::sys::{Attributes, Sync, statx, statx_fd};
+use common::sys::{Attributes, Sync, statx, statx_cached, statx_fd};
 use std::collections::VecDeque;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -40,6 +40,31 @@ pub struct Walk {
     pub class: Class,
     /// It goes round in circles.
     pub circle: bool,
+    /// Where the file is, or would be, if that can be asked without hanging.
+    pub spot: Option<Spot>,
+}
+
+/// The place of a regular file on a file system of this machine: its last step is the file itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// Without any link in it.
+    path: CString,
+    /// What is there must be on this device, or the way has changed.
+    dev: u64,
+}
+
+impl Spot {
+    /// The file that is there, if that is known at once and beyond doubt: no link, no mount, no directory,
+    /// and nothing that would have to be waited for.
+    #[must_use]
+    pub fn glance(&self) -> Option<Signature> {
+        let found = statx_cached(&self.path).ok()?;
+        self.trusts(&found).then(|| Signature::from(found))
+    }
+
+    fn trusts(&self, found: &Attributes) -> bool {
+        found.mode & libc::S_IFMT == libc::S_IFREG && found.dev == self.dev && !found.mount_root
+    }
 }
 
 struct Frame {
@@ -57,6 +82,7 @@ pub fn walk(path: &Path, places: &mut Places) -> Walk {
         steps: Vec::new(),
         class: Class::Local,
         circle: false,
+        spot: None,
     };
     match go(path, places, &mut walk) {
         Ok(()) => {}
@@ -137,9 +163,15 @@ fn go(path: &Path, places: &mut Places, walk: &mut Walk) -> io::Result<()> {
             local: here.local,
         });
         let next = here.path.join(&name);
-        let found = statx(&c_path(&next)?, sync)?;
+        let path = c_path(&next)?;
+        walk.spot = (here.local && words.is_empty()).then(|| Spot {
+            path: path.clone(),
+            dev: here.attributes.dev,
+        });
+        let found = statx(&path, sync)?;
         match found.mode & libc::S_IFMT {
             libc::S_IFLNK => {
+                walk.spot = None;
                 links += 1;
                 if links > LINKS {
                     return Err(io::Error::from_raw_os_error(libc::ELOOP));
@@ -153,6 +185,7 @@ fn go(path: &Path, places: &mut Places, walk: &mut Walk) -> io::Result<()> {
                 }
             }
             libc::S_IFDIR => {
+                walk.spot = None;
                 let class = if found.dev == here.attributes.dev {
                     here.class
                 } else {
@@ -179,6 +212,11 @@ fn go(path: &Path, places: &mut Places, walk: &mut Walk) -> io::Result<()> {
                     class = Class::Remote;
                 }
                 walk.class = walk.class.max(class);
+                // On an overlay it may be on another device than its directory.
+                walk.spot = walk.spot.take().filter(|_| class != Class::Remote);
+                if let Some(spot) = &mut walk.spot {
+                    spot.dev = found.dev;
+                }
                 // Removed between the two questions: as missing, like everything else on the way.
                 let found = fresh(&next, found, class)?;
                 walk.seen = Ok(Seen::There(Signature::from(found)));

@@ -1,7 +1,7 @@
 //! Touches, and what a watcher that prints a line for each made of them.
 
 use crate::{Run, Running, eventually};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileTimes, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,8 @@ pub fn touch(path: impl AsRef<Path>) {
     touch_at(path, SystemTime::now());
 }
 
-/// The same with another time.
+/// The same with another time. Both times are set, as touch(1) does, which inotify calls a change of attributes;
+/// the modification time alone would be a write to it.
 pub fn touch_at(path: impl AsRef<Path>, time: SystemTime) {
     let path = path.as_ref();
     let file = match File::open(path) {
@@ -21,7 +22,8 @@ pub fn touch_at(path: impl AsRef<Path>, time: SystemTime) {
             .open(path)
             .unwrap(),
     };
-    file.set_modified(time).unwrap();
+    let times = FileTimes::new().set_accessed(time).set_modified(time);
+    file.set_times(times).unwrap();
 }
 
 /// So long ago.
