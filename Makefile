@@ -65,7 +65,7 @@ soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real l
 	tests/setup.sh
 	SOAK_LINES=100000000 SOAK_ROTATIONS=1000 $(CARGO) test --release --package logreopen --test logreopen_soak -- --nocapture
 
-bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node; watchtouch beside inotifywait, entr and node
+bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node; watchtouch beside inotifywait, entr and node; replsock beside socat, dtach and node's repl
 	tests/setup.sh bench
 	$(CARGO) bench --package bench
 

@@ -547,7 +547,7 @@ fn signals_of_page(tool: &Tool) -> BTreeSet<String> {
 /// Wrappers use these themselves, and pass all others on.
 #[test]
 fn signals_of_wrappers_are_those_of_the_source() {
-    // replsock wraps nothing: it becomes the command.
+    // replsock wraps nothing, or becomes the command.
     for tool in TOOLS[1..].iter().filter(|tool| tool.name != "replsock") {
         let run = tool.file("run.rs");
         let table = run.split("mod own_signals {").nth(1).unwrap();

@@ -26,10 +26,13 @@ struct Session {
 
 impl Session {
     fn open(live: &Live, words: &str) -> Session {
+        Session::open_by(live, &format!("'{PROGRAM}' {words}"))
+    }
+
+    fn open_by(live: &Live, command: &str) -> Session {
         let (reader, keys) = nix::unistd::pipe().unwrap();
         // What is behind it shows that the shell got its terminal back as it was.
-        let line =
-            format!("'{PROGRAM}' {words}; echo \"status $?\"; stty -a | grep -o '[-]*icanon'");
+        let line = format!("{command}; echo \"status $?\"; stty -a | grep -o '[-]*icanon'");
         let running = live
             .command_of("script", &["-qec", &line, "/dev/null"])
             .env("TERM", "xterm")
@@ -224,4 +227,101 @@ fn history_is_the_owners_alone() {
         text.contains("'kept'") && !text.contains("secret"),
         "{text}"
     );
+}
+
+#[test]
+fn colours_are_for_terminals_that_want_them() {
+    let node = node("20");
+    let live = Live::start(
+        PROGRAM,
+        &[("app.js", APP)],
+        &[node.to_str().unwrap(), "app.js"],
+    );
+    let _ = live.socket();
+    let yellow = "\u{1b}[33m";
+    for (variable, coloured) in [("NO_COLOR=", true), ("NO_COLOR=1", false)] {
+        let line = format!("env {variable} '{PROGRAM}' eval shop 1+41");
+        let shown = live
+            .command_of("script", &["-qec", &line, "/dev/null"])
+            .env("SHELL", "/bin/bash")
+            .finish();
+        assert!(shown.out.contains("42"), "{variable}: {:?}", shown.out);
+        assert_eq!(shown.out.contains(yellow), coloured, "{:?}", shown.out);
+        let mut session = Session::open_by(&live, &format!("env {variable} '{PROGRAM}' shop"));
+        session.line("1+41", "42");
+        let out = session.running.out();
+        session.types("\u{4}");
+        session.ends("0");
+        assert_eq!(
+            out.contains("\u{1b}[33m42"),
+            coloured,
+            "{variable}: {out:?}"
+        );
+    }
+    // And never into a pipe.
+    assert_eq!(live.ask(&["eval", "shop", "1+41"]).out, "42\n");
+}
+
+// Edge case 23: the shell gets its terminal back as it was, and the session goes on where it was.
+#[test]
+fn control_z_and_back() {
+    let node = node("22");
+    let live = Live::start(
+        PROGRAM,
+        &[("app.js", APP)],
+        &[node.to_str().unwrap(), "app.js"],
+    );
+    let _ = live.socket();
+    let (reader, keys) = nix::unistd::pipe().unwrap();
+    let running = live
+        .command_of(
+            "script",
+            &["-qec", "bash --norc --noediting -i", "/dev/null"],
+        )
+        .env("TERM", "xterm")
+        .env("SHELL", "/bin/bash")
+        .stdin(File::from(reader))
+        .start();
+    let mut session = Session {
+        running,
+        keys: keys.into(),
+        seen: 0,
+    };
+    // In two parts: what is typed is shown, too.
+    session.types("PS1=shell'> '\r");
+    session.shows("shell> ");
+    session.types(&format!("'{PROGRAM}' shop\r"));
+    session.shows("] shop");
+    for round in ["one", "two"] {
+        session.line(&format!("globalThis.{round} = 1"), "1");
+        session.types("half\u{1a}");
+        session.shows("Stopped");
+        session.shows("shell> ");
+        session.types("stty -a | grep -o '[-]*icanon'; echo here\r");
+        session.shows("icanon");
+        let at = session.seen - "icanon".len();
+        assert!(
+            !session.running.out()[..at].ends_with('-'),
+            "the terminal is raw while the session is stopped"
+        );
+        session.shows("here");
+        session.types("fg\r");
+        session.shows("half");
+        session.types("\u{3}");
+        session.shows("] shop");
+        session.line("6 * 7", "42");
+    }
+    // While it waits for a promise it can be stopped, too.
+    session.types("await new Promise(done => setTimeout(done, 1500, 'waited'))\r");
+    session.shows("\r\n");
+    session.types("\u{1a}");
+    session.shows("Stopped");
+    session.types("fg\r");
+    session.shows("waited");
+    session.shows("] shop");
+    session.types("\u{4}");
+    session.shows("shell> ");
+    session.types("exit\r");
+    assert_eq!(session.running.end(), 0);
+    assert_eq!(live.value("one + two"), "2");
 }

@@ -14,6 +14,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_replsock");
 struct Place {
     dir: Dir,
     app: Option<Running>,
+    served: Vec<Running>,
     count: usize,
 }
 
@@ -28,6 +29,7 @@ impl Place {
         Place {
             dir,
             app: None,
+            served: Vec::new(),
             count: 0,
         }
     }
@@ -76,6 +78,9 @@ impl Place {
             eventually("four workers", || (self.listed().len() == 4).then_some(()));
             return;
         }
+        if line.contains("replsock serve ") || line.contains("replsock eval /run") {
+            return self.serve(line.trim_end_matches(" &"));
+        }
         if self.app.is_none() {
             self.count -= 1;
             self.run("replsock env --app shop -- spawnwork -n 4 -- node app.js");
@@ -96,6 +101,33 @@ impl Place {
         if line.contains("1 + 1") {
             assert_eq!(done.out, "2\n");
         }
+    }
+}
+
+impl Place {
+    /// What is served, or a question to it.
+    fn serve(&mut self, line: &str) {
+        let place = self.dir.path().join("served");
+        std::fs::create_dir_all(&place).unwrap();
+        let adapted = line.replace("/run/replsock", place.to_str().unwrap());
+        if line.contains("replsock serve ") {
+            // The one before, with the same socket.
+            for mut before in self.served.drain(..) {
+                before.signal(nix::sys::signal::Signal::SIGTERM);
+                let _ = before.end();
+            }
+            let mut server = self.shell(&format!("exec {adapted}")).start();
+            server.event("server-listening");
+            self.served.push(server);
+            return;
+        }
+        let answer = self.shell(&adapted).finish();
+        assert_eq!(
+            (answer.status, answer.out.as_str()),
+            (0, "42\n"),
+            "{adapted}: {}",
+            answer.err
+        );
     }
 }
 

@@ -263,6 +263,33 @@ fn a_flood_leaves_the_loop_its_time() {
 }
 
 #[test]
+fn to_show_a_value_is_of_a_clients_share_too() {
+    // 2 % of the loop's time, of which it has a little at once: what is slow to show comes slowly.
+    let live = live("20");
+    let socket = live.socket();
+    let mut stream = UnixStream::connect(socket).unwrap();
+    let lines = "'x'.repeat(4e5)\n".repeat(250);
+    stream.write_all(lines.as_bytes()).unwrap();
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut answers = 0;
+    let mut until = None;
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    while until.is_none_or(|until| std::time::Instant::now() < until) {
+        let Ok(count) = stream.read(&mut buffer) else {
+            continue;
+        };
+        answers += buffer[..count]
+            .iter()
+            .filter(|byte| **byte == b'\n')
+            .count();
+        let _ = until.get_or_insert_with(|| std::time::Instant::now() + Duration::from_secs(4));
+    }
+    assert!(answers < 60, "{answers} in four seconds");
+}
+
+#[test]
 fn nodes_own_cluster_has_its_workers_reached() {
     let app = "const cluster = require('cluster');\n\
         if (cluster.isMaster) { cluster.fork(); cluster.fork(); setTimeout(() => cluster.fork(), 300); }\n\
@@ -509,5 +536,34 @@ fn a_heap_snapshot_is_whole() {
             "{version}"
         );
         assert_eq!(live.value("counter"), "5");
+    }
+}
+
+#[test]
+fn threads_of_the_app_are_not_meant() {
+    // Though this one is given what the agent is told by: it has no socket, and no harm.
+    let app = "const { Worker } = require('worker_threads');\n\
+        globalThis.counter = 5;\n\
+        const agent = Object.keys(require.cache).find((name) => name.endsWith('agent.cjs'));\n\
+        const told = JSON.stringify({ app: 'shop', dir: process.env.REPLSOCK_DIR });\n\
+        const thread = new Worker(`require('worker_threads').parentPort.postMessage([Boolean(globalThis[Symbol.for('replsock.agent')]), process.umask()]); setInterval(() => {}, 1000)`,\n\
+        { eval: true, env: { ...process.env, REPLSOCK_AGENT: told, NODE_OPTIONS: `--require=${agent}` } });\n\
+        thread.on('message', (said) => { globalThis.said = JSON.stringify(said); });\n\
+        thread.on('error', (why) => { globalThis.said = String(why); });\n";
+    for version in NODES {
+        let node = node(version);
+        let live = Live::start(
+            PROGRAM,
+            &[("app.js", app)],
+            &[node.to_str().unwrap(), "app.js"],
+        );
+        let socket = live.socket();
+        let said = eventually("the thread's word", || {
+            let said = live.value("String(globalThis.said)");
+            (said != "undefined").then_some(said)
+        });
+        assert!(said.starts_with("[false,"), "{version}: {said}");
+        let names = std::fs::read_dir(socket.parent().unwrap()).unwrap().count();
+        assert_eq!(names, 1, "{version}");
     }
 }

@@ -88,6 +88,7 @@ need etcd etcd-server
 need etcdctl etcd-client
 need strace strace
 need ruby ruby
+need sqlite3 sqlite3
 if [ "${1:-}" = bench ]; then
 	need uwsgi-core uwsgi-core
 	need rotatelogs apache2-utils
@@ -97,6 +98,7 @@ if [ "${1:-}" = bench ]; then
 	need s6-log s6
 	need inotifywait inotify-tools
 	need entr entr
+	need dtach dtach
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi
@@ -131,6 +133,14 @@ if [ -n "$missing" ]; then
 			exit 1
 		}
 	fi
+fi
+
+# Not every system has one. The test that needs it (replsock_browser) fails then, and no other does.
+if ! command -v chromium >/dev/null 2>&1; then
+	say "installing: chromium"
+	missing=chromium
+	{ install_packages || { apt-get update -q && install_packages; }; } >&2 ||
+		say "chromium cannot be installed here: the test replsock_browser will fail"
 fi
 
 # ---- npm packages, in the cache ----

@@ -39,6 +39,7 @@ impl StartFailure {
             Step::Limit => "set RLIMIT_NOFILE".to_owned(),
             Step::Identity => "change the user".to_owned(),
             Step::Parent => "watch the master".to_owned(),
+            Step::Session => "make a session on its terminal".to_owned(),
             Step::Exec => format!("execute '{}'", program.to_string_lossy()),
         };
         let why = crate::error::describe(&io::Error::from_raw_os_error(self.errno));

@@ -379,6 +379,16 @@ pub fn local_addr(fd: impl AsFd) -> io::Result<LocalAddr> {
     address_of(getsockname(fd.as_fd().as_raw_fd())?)
 }
 
+/// Who is at the other end of a TCP connection; `None` for any other, or when it is gone already.
+#[must_use]
+pub fn peer_addr(fd: impl AsFd) -> Option<SocketAddr> {
+    let name = getpeername(fd.as_fd().as_raw_fd()).ok()?;
+    match address_of(name).ok()? {
+        LocalAddr::Inet(address) => Some(address),
+        LocalAddr::Unix(_) => None,
+    }
+}
+
 fn address_of(name: SockaddrStorage) -> io::Result<LocalAddr> {
     if let Some(v4) = name.as_sockaddr_in() {
         return Ok(LocalAddr::Inet(SocketAddr::V4((*v4).into())));

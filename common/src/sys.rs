@@ -26,6 +26,8 @@ pub struct Image {
     pub identity: Option<(u32, u32, Vec<u32>)>,
     /// A process group of its own.
     pub own_group: bool,
+    /// The session that it is in.
+    pub session: Session,
     /// The signal that the child gets when this process dies (PR_SET_PDEATHSIG); with 0 it gets none,
     /// and only executes nothing if this process is gone by then.
     pub death_signal: Option<c_int>,
@@ -36,6 +38,18 @@ pub struct Image {
     /// for programs that certainly lie on a local disk, and for images without an [`Image::identity`]: the
     /// C library would change that of our other threads.
     pub borrows_memory: bool,
+}
+
+/// Which session a child is in (setsid(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Session {
+    /// Ours.
+    #[default]
+    Ours,
+    /// One of its own, without a terminal: it cannot type into ours (TIOCSTI).
+    Own,
+    /// One of its own, on the terminal that its descriptor 0 is.
+    OnTerminal,
 }
 
 /// The step between fork and exec that failed; the value travels through the error pipe.
@@ -56,6 +70,8 @@ pub enum Step {
     Parent,
     /// execve(2)
     Exec,
+    /// setsid(2), or TIOCSCTTY of ioctl_tty(2)
+    Session,
 }
 
 impl Step {
@@ -70,6 +86,7 @@ impl Step {
             Step::Identity,
             Step::Parent,
             Step::Exec,
+            Step::Session,
         ]
         .into_iter()
         .find(|step| *step as u8 == byte)
@@ -348,6 +365,9 @@ fn child(
         if image.own_group && libc::setpgid(0, 0) != 0 {
             return failed(Step::Group, pipe);
         }
+        if image.session != Session::Ours && libc::setsid() < 0 {
+            return failed(Step::Session, pipe);
+        }
         // First everything above the numbers that are wanted, so that no dup2 hits a source.
         pipe = libc::fcntl(pipe, libc::F_DUPFD_CLOEXEC, lowest_free);
         if pipe < 0 {
@@ -382,6 +402,10 @@ fn child(
         }
         if close_on_exec_from(3, lowest_free, image) != 0 {
             return failed(Step::Descriptors, pipe);
+        }
+        // It is in its place now; the session was made above, and has no terminal yet.
+        if image.session == Session::OnTerminal && libc::ioctl(0, libc::TIOCSCTTY, 0) != 0 {
+            return failed(Step::Session, pipe);
         }
         if directory >= 0 && libc::fchdir(directory) != 0 {
             return failed(Step::Directory, pipe);
@@ -774,6 +798,52 @@ pub fn window_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
     // SAFETY: the kernel writes one winsize to a pointer to one.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
     (done == 0 && size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
+/// TIOCSWINSZ: tells a terminal how large it is; who runs on it gets WINCH if that is new.
+pub fn set_window_size(fd: BorrowedFd<'_>, columns: u16, rows: u16) {
+    let size = libc::winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: the kernel reads one winsize from a pointer to one; a descriptor that is none is refused.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ, &size) };
+}
+
+/// FIONREAD: how many bytes can be read at once; of a terminal in canonical mode, those of whole lines
+/// (ioctl_tty(2)). `None` for what has no such count.
+#[must_use]
+pub fn unread(fd: BorrowedFd<'_>) -> Option<usize> {
+    let mut count: c_int = 0;
+    // SAFETY: the kernel writes one int to a pointer to one.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &mut count) };
+    (done == 0).then(|| usize::try_from(count).unwrap_or(0))
+}
+
+/// SO_PEERGROUPS: the supplementary groups of the process at the other end of a unix socket, as they were
+/// when it connected (unix(7), since Linux 4.13). `None` where the kernel does not tell.
+#[must_use]
+pub fn peer_groups(fd: BorrowedFd<'_>) -> Option<Vec<u32>> {
+    // NGROUPS_MAX of limits.h.
+    let mut groups = vec![0u32; 65536];
+    let mut size = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes into `groups`, and how many it wrote into `size`.
+    let done = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &mut size,
+        )
+    };
+    if done != 0 {
+        return None;
+    }
+    groups.truncate(size as usize / size_of::<u32>());
+    Some(groups)
 }
 
 /// F_GETPIPE_SZ: what a pipe has room for, in bytes; `None` when it is no pipe.

@@ -21,7 +21,9 @@
   }
   const told = env.REPLSOCK_AGENT;
   forget();
-  if (!require('worker_threads').isMainThread) return;
+  // The app's threads are not meant. They may not change the directory, which is marked (in Node 16 to 26, measured);
+  // to ask worker_threads would cost half a megabyte in each process. Unmarked, umask() below throws there.
+  if (process.chdir.disabled) return;
 
   const fs = require('fs');
   const path = require('path');
@@ -71,45 +73,37 @@
   const net = require('net');
   const clients = new Set();
   const MOST_CLIENTS = 256;
+  // Of those that come besides, so many are told why they are turned away, and each of them at once.
+  const MOST_TOLD = 16;
+  let told_off = 0;
+  function turn_away(socket) {
+    socket.on('error', () => {});
+    if (told_off >= MOST_TOLD) return socket.destroy();
+    told_off += 1;
+    const enough = setTimeout(() => socket.destroy(), 1000);
+    enough.unref();
+    socket.once('close', () => {
+      clearTimeout(enough);
+      told_off -= 1;
+    });
+    socket.once('data', (bytes) => {
+      const text = `it is busy: ${MOST_CLIENTS} clients are there already`;
+      const said = bytes[0] === 0 ? frame(KINDS.ERROR, Buffer.from(`\x7d${text}`)) : Buffer.from(`${text}\n`);
+      socket.end(said, () => socket.destroy());
+    });
+    return undefined;
+  }
   const server = net.createServer({ allowHalfOpen: true }, (socket) => {
     socket.unref();
-    if (clients.size >= MOST_CLIENTS) {
-      socket.on('error', () => {});
-      socket.destroy();
-      return;
-    }
-    clients.add(new Client(socket));
+    if (clients.size >= MOST_CLIENTS) turn_away(socket);
+    else clients.add(new Client(socket));
   });
   server.unref();
   let sockname = '';
+  let bound = '';
   let inode = 0;
   let attempt = 0;
-  server.on('error', (why) => {
-    if (why.code !== 'EADDRINUSE' || attempt > 8) return;
-    // Left behind by a process of our number; or one in another pid namespace has it, and lives.
-    const stale = sockname;
-    const probe = net.connect(reach(stale));
-    probe.unref();
-    probe.on('connect', () => {
-      probe.destroy();
-      attempt += 1;
-      listen();
-    });
-    probe.on('error', (refused) => {
-      if (refused.code === 'ECONNREFUSED') {
-        try {
-          fs.unlinkSync(stale);
-        } catch {}
-      }
-      attempt += 1;
-      listen(true);
-    });
-  });
-  server.on('listening', () => {
-    try {
-      inode = fs.lstatSync(sockname).ino;
-    } catch {}
-  });
+  server.on('error', () => {});
   // An address holds 107 bytes (unix(7)).
   let opened = null;
   function reach(file) {
@@ -117,21 +111,77 @@
     if (opened === null) opened = fs.openSync(directory, 'r');
     return `/proc/self/fd/${opened}/${path.basename(file)}`;
   }
-  function listen(same) {
-    const suffix = attempt && !same ? `-${attempt}` : '';
-    sockname = path.join(directory, `${process.pid}${suffix}.sock`);
-    const before = process.umask(0o177);
+  // Bound under a name that nobody else has: with its handle libuv removes the name that was bound, whoever
+  // it belongs to by then.
+  function listen() {
+    bound = path.join(directory, `${process.pid}.sock.${Math.random().toString(36).slice(2, 10)}`);
+    let before;
     try {
+      before = process.umask(0o177);
       // Exclusive: in a cluster's worker it would be the primary's socket, and shared by all.
-      server.listen({ path: reach(sockname), exclusive: true });
+      server.listen({ path: reach(bound), exclusive: true });
     } catch {
     } finally {
-      process.umask(before);
+      if (before !== undefined) process.umask(before);
     }
     // Node's own cluster refs it again while it binds.
     server.unref();
+    // At once: the app may be busy from its first line on.
+    if (!server.listening) return;
+    try {
+      inode = fs.lstatSync(bound).ino;
+    } catch {}
+    name_it();
+  }
+  function name_it() {
+    sockname = path.join(directory, `${process.pid}${attempt ? `-${attempt}` : ''}.sock`);
+    try {
+      fs.linkSync(bound, sockname);
+      fs.unlinkSync(bound);
+    } catch (why) {
+      if (why.code === 'EEXIST') return taken(sockname);
+      // A file system without hard links.
+      try {
+        fs.renameSync(bound, sockname);
+      } catch {}
+    }
+    return undefined;
+  }
+  // Left behind by a process of our number; or one in another pid namespace has it, and lives.
+  function taken(stale) {
+    if (attempt > 8) return;
+    const probe = net.connect(reach(stale));
+    probe.unref();
+    probe.on('connect', () => {
+      probe.destroy();
+      attempt += 1;
+      name_it();
+    });
+    probe.on('error', (refused) => {
+      if (refused.code === 'ECONNREFUSED') {
+        try {
+          fs.unlinkSync(stale);
+        } catch {}
+      } else attempt += 1;
+      name_it();
+    });
   }
   listen();
+  // Who cleans up /tmp may have removed it: then it is made again.
+  const LOOK_MS = 30000;
+  setInterval(() => {
+    fs.lstat(sockname, (why, found) => {
+      if (why ? why.code !== 'ENOENT' : found.ino === inode) return;
+      try {
+        server.close();
+        if (opened !== null) fs.closeSync(opened);
+        opened = null;
+        attempt = 0;
+        directory = home();
+        listen();
+      } catch {}
+    });
+  }, LOOK_MS).unref();
   process.on('exit', () => {
     try {
       if (inode && fs.lstatSync(sockname).ino === inode) fs.unlinkSync(sockname);
@@ -430,7 +480,7 @@
       };
       // Not within the app's own turn, where a promise settles.
       if (sync) fate();
-      else setImmediate(fate);
+      else setImmediate(() => charge(fate));
     });
     sync = false;
     setImmediate(() => setImmediate(() => {
@@ -678,6 +728,14 @@
   let counted = Date.now();
   let busy = false;
   const waiting = [];
+  // A debt is at most what is waited for a second.
+  function charge(job) {
+    const begun = process.hrtime.bigint();
+    try {
+      job();
+    } catch {}
+    budget = Math.max(-SHARE * 1000, budget - Number(process.hrtime.bigint() - begun) / 1e6);
+  }
   function soon(job) {
     waiting.push(job);
     if (!busy) next();
@@ -693,11 +751,7 @@
     budget = Math.min(BURST, budget + (now - counted) * SHARE);
     counted = now;
     const run = () => {
-      const begun = process.hrtime.bigint();
-      try {
-        job();
-      } catch {}
-      budget = Math.max(-SHARE * 1000, budget - Number(process.hrtime.bigint() - begun) / 1e6);
+      charge(job);
       next();
     };
     // From setImmediate: an evaluation out of a socket's callback can hang the app when it is ended.
@@ -730,6 +784,8 @@
       this.length = 0;
       this.text = '';
       this.pending = new Set();
+      this.turn = false; // an evaluation is under way
+      this.queue = [];
       this.ended = false;
       this.gone = false;
       socket.on('error', () => this.drop());
@@ -879,9 +935,9 @@
           }
           evaluate(this, request, (result) => {
             this.pending.delete(request);
-            this.turn = null;
-            answer(result);
             const following = this.queue.shift();
+            this.turn = Boolean(following);
+            answer(result);
             if (following) following();
             this.flow();
             this.leave();
@@ -889,11 +945,8 @@
         });
       };
       if (this.turn) this.queue.push(run);
-      else {
-        this.queue = this.queue || [];
-        run();
-      }
-      this.turn = request;
+      else run();
+      this.turn = true;
     }
 
     ask(request) {

@@ -31,16 +31,21 @@ def _replsock():
 
 
 def _serve(told):
+    import errno
     import json
     import socket
     import stat
     import struct
     import threading
+    import time
 
     settings = json.loads(told)
     app = str(settings["app"])
-    begun = __import__("time").time()
-    state = {"path": None, "inode": None, "pid": None, "count": 0}
+    begun = time.time()
+    state = {"path": None, "inode": None, "pid": None, "count": 0, "server": None}
+    clients = set()
+    # Who cleans up /tmp may have removed the socket: it is looked for so often, in seconds.
+    look = 30
 
     def own(directory):
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -62,40 +67,80 @@ def _serve(told):
             own(mine)
             return own(os.path.join(mine, app))
 
+    def reach(directory, path, call):
+        # An address holds 107 bytes (unix(7)).
+        if len(os.fsencode(path)) <= 107:
+            return call(path)
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            return call("/proc/self/fd/%d/%s" % (handle, os.path.basename(path)))
+        finally:
+            os.close(handle)
+
+    def free(directory):
+        # What a process of our number left behind is removed; one in another pid namespace may have it, and live.
+        for attempt in range(9):
+            path = os.path.join(directory, "%d%s.sock" % (os.getpid(), "-%d" % attempt if attempt else ""))
+            if not os.path.lexists(path):
+                return path
+            probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                reach(directory, path, probe.connect)
+            except ConnectionRefusedError:
+                os.unlink(path)
+                return path
+            except OSError:
+                pass
+            finally:
+                probe.close()
+        raise OSError("no name is free")
+
     def listen():
         directory = home()
-        path = os.path.join(directory, "%d.sock" % os.getpid())
-        name = path
-        handle = None
-        if len(os.fsencode(path)) > 107:
-            handle = os.open(directory, os.O_RDONLY)
-            name = "/proc/self/fd/%d/%s" % (handle, os.path.basename(path))
-        try:
-            os.unlink(path)
-        except OSError:
-            pass
+        path = free(directory)
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # Before bind: the socket's file has these rights from birth.
         os.fchmod(server.fileno(), 0o600)
-        server.bind(name)
+        reach(directory, path, server.bind)
         server.listen(64)
-        if handle is not None:
-            os.close(handle)
-        state.update(path=path, inode=os.lstat(path).st_ino, pid=os.getpid())
+        server.settimeout(look)
+        state.update(path=path, inode=os.lstat(path).st_ino, pid=os.getpid(), server=server)
         thread = threading.Thread(target=accept, args=(server,), name="replsock", daemon=True)
         thread.start()
+
+    def is_there():
+        try:
+            return os.lstat(state["path"]).st_ino == state["inode"]
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
     def accept(server):
         while True:
             try:
                 client, _ = server.accept()
-            except OSError:
+            except socket.timeout:
+                if not is_there():
+                    server.close()
+                    return again()
+                continue
+            except OSError as why:
+                if why.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                    time.sleep(0.1)
+                    continue
                 return
+            client.settimeout(None)
             credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
             if struct.unpack("3i", credentials)[1] not in (os.geteuid(), 0):
                 client.close()
                 continue
-            threading.Thread(target=talk, args=(client,), name="replsock", daemon=True).start()
+            clients.add(client)
+            try:
+                threading.Thread(target=talk, args=(client,), name="replsock", daemon=True).start()
+            except RuntimeError:  # no further thread
+                clients.discard(client)
+                client.close()
 
     def frame(kind, body):
         return struct.pack("<I", kind | len(body) << 8) + body
@@ -110,6 +155,7 @@ def _serve(told):
         except Exception:
             pass
         finally:
+            clients.discard(client)
             client.close()
 
     def exactly(client, length):
@@ -184,8 +230,6 @@ def _serve(told):
         return answer
 
     def info():
-        import time
-
         return {
             "app": app,
             "pid": os.getpid(),
@@ -197,7 +241,6 @@ def _serve(told):
 
     def evaluate(request):
         import ast
-        import time
         import traceback
 
         started = time.time()
@@ -243,8 +286,17 @@ def _serve(told):
         except (OSError, TypeError):
             pass
 
+    def forked():
+        # A worker (gunicorn): its parent's thread is not here, and its parent's socket and clients are not its own.
+        for one in [state["server"], *clients]:
+            try:
+                one.close()
+            except (OSError, AttributeError):
+                pass
+        clients.clear()
+        again()
+
     def again():
-        # A forked worker (gunicorn): its parent's thread is not here, and its parent's socket not its own.
         try:
             listen()
         except Exception:
@@ -253,7 +305,7 @@ def _serve(told):
     listen()
     __import__("atexit").register(forget)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=again)
+        os.register_at_fork(after_in_child=forked)
 
 
 _replsock()

@@ -17,6 +17,7 @@ module ReplsockAgent
     @count = 0
     listen
     at_exit { forget }
+    Process.singleton_class.prepend(Forked) if Process.respond_to?(:_fork)
   rescue StandardError, LoadError
     # Whatever it is: the app goes on without us.
     nil
@@ -40,31 +41,88 @@ module ReplsockAgent
     own(File.join(mine, @settings['app']))
   end
 
+  # An address holds 107 bytes (unix(7)).
+  def self.reach(directory, path)
+    return yield path if path.bytesize <= 107
+
+    File.open(directory) { |handle| yield "/proc/self/fd/#{handle.fileno}/#{File.basename(path)}" }
+  end
+
+  # What a process of our number left behind is removed; one in another pid namespace may have it, and live.
+  def self.free(directory)
+    9.times do |attempt|
+      path = File.join(directory, "#{Process.pid}#{"-#{attempt}" if attempt.positive?}.sock")
+      return path unless File.exist?(path) || File.symlink?(path)
+
+      begin
+        reach(directory, path) { |name| UNIXSocket.new(name).close }
+      rescue Errno::ECONNREFUSED
+        File.unlink(path)
+        return path
+      rescue SystemCallError
+        next
+      end
+    end
+    raise 'no name is free'
+  end
+
   def self.listen
     directory = home
-    @path = File.join(directory, "#{Process.pid}.sock")
-    File.unlink(@path) if File.exist?(@path)
+    @path = free(directory)
     before = File.umask(0o177)
     begin
-      name = @path
-      if name.bytesize > 107
-        @handle = File.open(directory)
-        name = "/proc/self/fd/#{@handle.fileno}/#{Process.pid}.sock"
-      end
-      @server = UNIXServer.new(name)
+      @server = reach(directory, @path) { |name| UNIXServer.new(name) }
     ensure
       File.umask(before)
     end
+    @inode = File.lstat(@path).ino
     @pid = Process.pid
-    Thread.new do
-      loop do
-        client = @server.accept
+    server = @server
+    Thread.new { accept(server) }
+  end
+
+  # Who cleans up /tmp may have removed the socket: it is looked for so often, in seconds.
+  LOOK = 30
+
+  def self.accept(server)
+    loop do
+      if IO.select([server], nil, nil, LOOK)
+        client = server.accept
         uid = client.getpeereid[0]
         [Process.euid, 0].include?(uid) ? Thread.new { talk(client) } : client.close
+      elsif !there?
+        server.close
+        return listen
       end
-    rescue StandardError
-      nil
+    rescue Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, ThreadError
+      sleep 0.1
     end
+  rescue StandardError
+    nil
+  end
+
+  def self.there?
+    File.lstat(@path).ino == @inode
+  rescue Errno::ENOENT
+    false
+  rescue SystemCallError
+    true
+  end
+
+  # A worker (Ruby 3.1 on): its parent's thread is not here, and its parent's socket not its own.
+  module Forked
+    def _fork
+      pid = super
+      ReplsockAgent.forked if pid.zero?
+      pid
+    end
+  end
+
+  def self.forked
+    @server.close
+    listen
+  rescue StandardError
+    nil
   end
 
   def self.talk(client)
@@ -142,7 +200,7 @@ module ReplsockAgent
   end
 
   def self.forget
-    File.unlink(@path) if @pid == Process.pid && File.socket?(@path)
+    File.unlink(@path) if @pid == Process.pid && there?
   rescue StandardError
     nil
   end

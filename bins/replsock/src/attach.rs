@@ -35,8 +35,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// So long a key may wait for a completion.
-const COMPLETION: Duration = Duration::from_millis(500);
+/// So long a key may wait for a completion: an agent lets a client whose share is spent wait for a second.
+const COMPLETION: Duration = Duration::from_millis(1500);
 /// A loop that is not blocked says hello within microseconds.
 const GREETING: Duration = Duration::from_secs(5);
 
@@ -53,13 +53,17 @@ pub fn run(order: Attach) -> Result<Exit> {
         read_only: order.read_only,
         ..Hello::default()
     };
-    let mut link = Link::open(&target.place, &hello)?;
-    let answer = link.greeting(Some(Instant::now() + GREETING))?;
+    let deadline = Some(Instant::now() + GREETING);
+    let (link, answer) = Link::meet(&target.place, &hello, deadline)?;
     if answer.mode == "serve" {
-        return Err(Error::new(
-            &format!("talk to {}", order.reach.target),
-            "it is no agent, and this version speaks to agents only",
-        ));
+        let mut trail = trail(&order)?;
+        trail.say(events::CONNECTED, &[]);
+        let order = crate::served::Order {
+            reach: &order.reach,
+            input: crate::served::Input::Stdin,
+            timeout: None,
+        };
+        return crate::served::run(link, &answer, order);
     }
     if !terminal {
         // A script: the same as eval.
@@ -70,17 +74,16 @@ pub fn run(order: Attach) -> Result<Exit> {
             all: false,
             compare: false,
             json: false,
-            timeout: order.timeout,
+            timeout: Some(order.timeout),
             read_only: order.read_only,
             raw: false,
             limit: 1 << 20,
             force: false,
         });
     }
-    let name = &order.reach.target;
-    let mut trail = Trail::open(order.reach.audit.as_deref(), order.reach.audit_expr, name)?;
+    let mut trail = trail(&order)?;
     trail.say(events::CONNECTED, &[]);
-    let interrupts = terminal::guard()?;
+    let interrupts = terminal::guard(&[])?;
     let session = Session {
         link: Rc::new(RefCell::new(link)),
         interrupts,
@@ -91,6 +94,11 @@ pub fn run(order: Attach) -> Result<Exit> {
     let end = session.talk(&target);
     terminal::restore();
     end
+}
+
+fn trail(order: &Attach) -> Result<Trail> {
+    let reach = &order.reach;
+    Trail::open(reach.audit.as_deref(), reach.audit_expr, &reach.target)
 }
 
 struct Session<'a> {
@@ -140,6 +148,8 @@ impl Session<'_> {
         }
         let mut code = String::new();
         loop {
+            // Control-C that was typed before counts for nothing; one behind the line is meant for it.
+            while let Ok(Some(_)) = self.interrupts.read_signal() {}
             let typed = editor.readline(if code.is_empty() { &prompt } else { "... " });
             match typed {
                 Ok(line) => {
@@ -239,8 +249,6 @@ impl Session<'_> {
             force: Some(force),
             ..Request::default()
         })?;
-        // Control-C that was typed before counts for nothing.
-        while let Ok(Some(_)) = self.interrupts.read_signal() {}
         let mut interrupted = 0;
         let mut say_at: Option<Instant> = None;
         loop {

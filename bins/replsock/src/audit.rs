@@ -35,7 +35,6 @@ pub struct Who {
 impl Who {
     /// The one with this pid and uid.
     #[must_use]
-    #[allow(dead_code)]
     pub fn of(pid: i32, uid: u32) -> Who {
         let login = std::fs::read_to_string(format!("/proc/{pid}/loginuid"))
             .ok()
@@ -47,7 +46,6 @@ impl Who {
 
     /// The fields of a line: `uid`, `user`, `login`, `peer`.
     #[must_use]
-    #[allow(dead_code)]
     pub fn fields(&self) -> Vec<(&'static str, Value)> {
         let mut fields = vec![
             ("uid", self.uid.into()),
@@ -180,29 +178,6 @@ fn syslog() -> Option<UnixDatagram> {
 
 /// So much of an expression stands in a line.
 const SHOWN: usize = 200;
-
-/// The fields that say what was evaluated: `expression`, `bytes`, `sha256`.
-#[must_use]
-#[allow(dead_code)]
-pub fn expression(text: &str, how: Expressions) -> Vec<(&'static str, Value)> {
-    let mut fields = Vec::new();
-    if how == Expressions::None {
-        return fields;
-    }
-    if how == Expressions::Full {
-        fields.push(("expression", shown(text).into()));
-    }
-    fields.push(("bytes", text.len().into()));
-    fields.push(("sha256", hex(&sha256(text.as_bytes())).into()));
-    fields
-}
-
-/// The fields of an end: `ok`, `took`.
-#[must_use]
-#[allow(dead_code)]
-pub fn outcome(ok: bool, took: Duration) -> Vec<(&'static str, Value)> {
-    vec![("ok", yes(ok)), ("took", took.into())]
-}
 
 fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
@@ -371,11 +346,8 @@ mod tests {
 
     #[test]
     fn what_of_an_expression_is_written_down() {
-        let long = "é".repeat(300);
-        let fields = expression(&long, Expressions::Full);
-        assert_eq!(fields[0], ("expression", "é".repeat(100).into()));
-        assert_eq!(fields[1], ("bytes", 600u32.into()));
-        assert_eq!(expression("secret", Expressions::Hash).len(), 2);
-        assert!(expression("secret", Expressions::None).is_empty());
+        assert_eq!(shown(&"é".repeat(300)), "é".repeat(100));
+        assert_eq!(shown(&format!("x{}", "é".repeat(300))).len(), 199);
+        assert_eq!(shown("short"), "short");
     }
 }

@@ -53,6 +53,8 @@ pub enum Command {
     Stack(Stack),
     /// A flame graph out of a .cpuprofile
     Flame(crate::flame::cli::Flame),
+    /// A command with a console of its own, on a socket
+    Serve(crate::serve::cli::Serve),
     /// Run a command so that its processes can be reached
     Env(Env),
     /// Of --inject: the process that opens the port, and closes it whatever becomes of us
@@ -141,9 +143,9 @@ pub struct Eval {
     /// One JSON object per worker
     #[arg(long, env = "REPLSOCK_JSON", value_parser = BoolishValueParser::new(), hide_env = true, conflicts_with = "compare")]
     pub json: bool,
-    /// Then 124; 0: none
-    #[arg(long, value_name = "D", env = "REPLSOCK_TIMEOUT", hide_env = true, value_parser = duration, default_value = "5s")]
-    pub timeout: Duration,
+    /// Then 124; 0: none. Of a served command: none [default: 5s]
+    #[arg(long, value_name = "D", env = "REPLSOCK_TIMEOUT", hide_env = true, value_parser = duration)]
+    pub timeout: Option<Duration>,
     /// Nothing with a side effect
     #[arg(long, env = "REPLSOCK_READ_ONLY", value_parser = BoolishValueParser::new(), hide_env = true)]
     pub read_only: bool,
@@ -256,7 +258,7 @@ pub struct Env {
 }
 
 /// The names of the commands, and what else is none of ours to put `attach` before.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "attach",
     "eval",
     "ls",
@@ -264,6 +266,7 @@ const NAMES: [&str; 9] = [
     "heap",
     "stack",
     "flame",
+    "serve",
     "env",
     "through-the-port",
 ];

@@ -46,7 +46,6 @@ pub fn of_user(uid: u32) -> PathBuf {
 
 /// Where sockets may be found: the own directory, and for root those of the users.
 #[must_use]
-#[allow(dead_code)]
 pub fn directories() -> Vec<PathBuf> {
     let mut list = vec![directory()];
     // A named one is meant alone.
@@ -92,8 +91,30 @@ fn refused(path: &Path, why: impl std::fmt::Display) -> Error {
 /// # Errors
 /// Which of these it is; 127 where there is nothing.
 pub fn check(path: &Path) -> Result<()> {
+    check_of(path, Whose::Ours)
+}
+
+/// The same for the directory of a socket that was asked for by its path: it may be another user's, whose
+/// server [`connect`] then takes there, and nobody else's.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_named(path: &Path) -> Result<()> {
+    check_of(path, Whose::Anybodys)
+}
+
+/// Whose a directory may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// Our own user's, or root's.
+    Ours,
+    /// Any user's.
+    Anybodys,
+}
+
+fn check_of(path: &Path, whose: Whose) -> Result<()> {
     match path.symlink_metadata() {
-        Ok(found) => judge(path, &found),
+        Ok(found) => judge(path, &found, whose),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
             Err(refused(path, describe(&why)).with_exit(Exit::NotFound))
         }
@@ -104,7 +125,7 @@ pub fn check(path: &Path) -> Result<()> {
     }
 }
 
-fn judge(path: &Path, found: &Metadata) -> Result<()> {
+fn judge(path: &Path, found: &Metadata, whose: Whose) -> Result<()> {
     let own = geteuid();
     if found.file_type().is_symlink() {
         return Err(refused(
@@ -116,7 +137,8 @@ fn judge(path: &Path, found: &Metadata) -> Result<()> {
         return Err(refused(path, "it is no directory"));
     }
     // Root comes to its users' sockets, and looks at the server's uid there.
-    if found.uid() != own.as_raw() && found.uid() != 0 && !own.is_root() {
+    let ours = found.uid() == own.as_raw() || found.uid() == 0 || own.is_root();
+    if whose == Whose::Ours && !ours {
         return Err(refused(
             path,
             format!("it belongs to {}", user_name(found.uid())),
@@ -138,7 +160,6 @@ fn judge(path: &Path, found: &Metadata) -> Result<()> {
 ///
 /// # Errors
 /// As [`check`], or it cannot be made (125).
-#[allow(dead_code)]
 pub fn make(path: &Path) -> Result<()> {
     if let Some(parent) = path
         .parent()
@@ -183,7 +204,6 @@ fn parent_of(path: &Path) -> &Path {
 ///
 /// # Errors
 /// 126 for the directory; 125: somebody answers there, who is named.
-#[allow(dead_code)]
 pub fn listen(path: &Path, rights: UnixRights, backlog: i32) -> Result<OwnedFd> {
     let directory = parent_of(path);
     check(directory)?;
@@ -243,8 +263,9 @@ pub fn user_name(uid: u32) -> String {
         .map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// Connects, blocking, and makes sure that the server is one of ours: anybody can lay a socket into /tmp.
-/// The server must be our own user or root, or, for root, the one whom the socket's directory belongs to.
+/// Connects, blocking, and makes sure of who the server is: anybody can lay a socket into /tmp. It must be
+/// our own user or root, or the one whom the socket's directory belongs to, if nobody else can write there:
+/// then the path leads to nobody but him.
 ///
 /// # Errors
 /// 127: nothing there, or nobody listens any more; 126: not ours.
@@ -261,13 +282,13 @@ pub fn connect(path: &Path) -> Result<(OwnedFd, Peer)> {
     .doing(&doing)?;
     connect_to(fd.as_raw_fd(), &address).map_err(|why| not_connected(&doing, path, &why.into()))?;
     let peer = peer(&fd)?;
-    let own = geteuid();
-    let allowed = peer.uid == own.as_raw()
-        || peer.uid == 0
-        || own.is_root()
-            && parent_of(path)
-                .symlink_metadata()
-                .is_ok_and(|found| found.uid() == peer.uid);
+    let his_own = || {
+        let found = parent_of(path).symlink_metadata();
+        found.is_ok_and(|found| {
+            found.is_dir() && found.uid() == peer.uid && found.mode() & 0o022 == 0
+        })
+    };
+    let allowed = peer.uid == geteuid().as_raw() || peer.uid == 0 || his_own();
     if !allowed {
         return Err(Error::new(
             &doing,
@@ -303,7 +324,6 @@ fn not_connected(doing: &str, path: &Path, why: &io::Error) -> Error {
 
 /// Whom a server lets in beside its own user and root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(dead_code)]
 pub struct Allowed {
     /// Users.
     pub uids: Vec<u32>,
@@ -316,7 +336,6 @@ impl Allowed {
     ///
     /// # Errors
     /// There is no such one.
-    #[allow(dead_code)]
     pub fn add(&mut self, text: &str) -> std::result::Result<(), String> {
         let unknown = || format!("'{text}' is unknown; a user, or @ and a group would do");
         if let Some(name) = text.strip_prefix('@') {
@@ -335,33 +354,40 @@ impl Allowed {
         Ok(())
     }
 
-    /// Whether that peer may come in.
+    /// Whether that peer may come in; `groups` are its supplementary ones, asked for where they matter.
     #[must_use]
-    #[allow(dead_code)]
-    pub fn lets_in(&self, peer: Peer) -> bool {
-        if peer.uid == 0 || peer.uid == geteuid().as_raw() || self.uids.contains(&peer.uid) {
-            return true;
-        }
-        if self.gids.is_empty() {
-            return false;
-        }
-        self.gids.contains(&peer.gid) || {
-            let user = User::from_uid(Uid::from_raw(peer.uid)).ok().flatten();
-            user.is_some_and(|user| {
-                std::ffi::CString::new(user.name)
-                    .ok()
-                    .and_then(|name| nix::unistd::getgrouplist(&name, user.gid).ok())
-                    .is_some_and(|list| list.iter().any(|gid| self.gids.contains(&gid.as_raw())))
-            })
-        }
+    pub fn lets_in(&self, peer: Peer, groups: impl FnOnce() -> Vec<u32>) -> bool {
+        peer.uid == 0
+            || peer.uid == geteuid().as_raw()
+            || self.uids.contains(&peer.uid)
+            || self.gids.contains(&peer.gid)
+            || !self.gids.is_empty() && groups().iter().any(|gid| self.gids.contains(gid))
     }
+
+    /// What the socket's mode has to be: who is let in must be able to connect, and is looked at then. One
+    /// group alone can be kept apart by the file system already, where we may give the socket to it.
+    #[must_use]
+    pub fn rights(&self) -> UnixRights {
+        let (mode, owner) = match (self.uids.as_slice(), self.gids.as_slice()) {
+            ([], []) => (0o600, None),
+            ([], [gid]) if may_give_to(*gid) => (0o660, Some((geteuid().as_raw(), *gid))),
+            _ => (0o666, None),
+        };
+        UnixRights { mode, owner }
+    }
+}
+
+/// chown(2): a member may give a file to a group, and root may.
+fn may_give_to(gid: u32) -> bool {
+    geteuid().is_root()
+        || nix::unistd::getegid().as_raw() == gid
+        || nix::unistd::getgroups().is_ok_and(|list| list.iter().any(|own| own.as_raw() == gid))
 }
 
 /// The secret of `--tcp`: read from a file of the owner's alone, or made there.
 ///
 /// # Errors
 /// 126: others can read it; 125: it cannot be read or made.
-#[allow(dead_code)]
 pub fn token(path: &Path, make: MakeToken) -> Result<String> {
     let doing = format!("use the token file {}", path.display());
     if make == MakeToken::IfMissing {
@@ -412,7 +438,6 @@ pub fn token(path: &Path, make: MakeToken) -> Result<String> {
 
 /// Whether a token file is made where there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub enum MakeToken {
     /// The server does.
     IfMissing,
@@ -422,7 +447,6 @@ pub enum MakeToken {
 
 /// Compares two tokens in a time that does not depend on where they differ.
 #[must_use]
-#[allow(dead_code)]
 pub fn same_token(one: &str, other: &str) -> bool {
     let (one, other) = (one.as_bytes(), other.as_bytes());
     one.len() == other.len()
@@ -437,7 +461,6 @@ pub fn same_token(one: &str, other: &str) -> bool {
 ///
 /// # Errors
 /// It is none, or not loopback: then with the line to use instead.
-#[allow(dead_code)]
 pub fn loopback(text: &str) -> std::result::Result<std::net::SocketAddr, String> {
     let address = common::cli::address(text)?;
     let refused = || {
@@ -564,11 +587,20 @@ mod tests {
     fn who_is_let_in() {
         let mut allowed = Allowed::default();
         let peer = |uid, gid| Peer { pid: 1, uid, gid };
-        assert!(allowed.lets_in(peer(0, 0)) && !allowed.lets_in(peer(54_321, 54_321)));
-        allowed.add("54321").unwrap();
-        assert!(allowed.lets_in(peer(54_321, 1)) && !allowed.lets_in(peer(54_322, 54_322)));
+        let lets_in = |allowed: &Allowed, uid, gid, more: &[u32]| {
+            allowed.lets_in(peer(uid, gid), || more.to_vec())
+        };
+        assert!(lets_in(&allowed, 0, 0, &[]) && !lets_in(&allowed, 54_321, 54_321, &[]));
+        assert_eq!(allowed.rights().mode, 0o600);
         allowed.add("@54322").unwrap();
-        assert!(allowed.lets_in(peer(54_322, 54_322)));
+        assert!(lets_in(&allowed, 1, 54_322, &[]) && lets_in(&allowed, 1, 1, &[2, 54_322]));
+        assert!(!lets_in(&allowed, 54_322, 1, &[2]));
+        if geteuid().is_root() {
+            assert_eq!(allowed.rights().mode, 0o660);
+        }
+        allowed.add("54321").unwrap();
+        assert!(lets_in(&allowed, 54_321, 1, &[]) && !lets_in(&allowed, 54_323, 1, &[]));
+        assert_eq!(allowed.rights().mode, 0o666);
         assert!(allowed.add("nobody-of-that-name").is_err());
     }
 }

@@ -5,6 +5,7 @@ use crate::cli::Eval;
 use crate::events;
 use crate::frames::Hello;
 use crate::link::{Link, wait_for};
+use crate::served::{self, Input};
 use crate::target::{self, Target};
 use crate::wire::{Answer, Request};
 use common::cli::{note, print};
@@ -20,12 +21,18 @@ use std::time::{Duration, Instant};
 /// The agent keeps the time limit itself; so much later it is plain that it cannot.
 pub const GRACE: Duration = Duration::from_secs(1);
 
+/// The default of `--timeout`.
+const USUAL: Duration = Duration::from_secs(5);
+
 /// Evaluates.
 pub fn run(order: Eval) -> Result<Exit> {
     if order.compare && !order.all {
         return Err(Error::usage(
             "--compare needs --all: one answer has nothing to differ from",
         ));
+    }
+    if let Some(exit) = served(&order)? {
+        return Ok(exit);
     }
     let code = program(&order)?;
     if code.trim().is_empty() {
@@ -58,16 +65,70 @@ pub fn run(order: Eval) -> Result<Exit> {
     Ok(worst(&fates))
 }
 
-/// What is evaluated: the words, or all of stdin as one program.
-fn program(order: &Eval) -> Result<String> {
-    if !order.expression.is_empty() {
-        return Ok(order.expression.join(" "));
+/// A path or a port may lead to a command that is served: then the input is the command's, byte for byte,
+/// and its status is ours. `None`: it is an agent.
+fn served(order: &Eval) -> Result<Option<Exit>> {
+    if order.all || !target::is_place(&order.reach.target) {
+        return Ok(None);
     }
+    let Some(target) = target::all(&order.reach)?.into_iter().next() else {
+        return Ok(None);
+    };
+    let hello = Hello {
+        mode: "pipe".to_owned(),
+        read_only: order.read_only,
+        ..Hello::default()
+    };
+    let limit = timeout(order);
+    let deadline = (!limit.is_zero()).then(|| Instant::now() + limit + GRACE);
+    let (link, answer) = Link::meet(&target.place, &hello, deadline)?;
+    if answer.mode != "serve" {
+        return Ok(None);
+    }
+    let input = if order.expression.is_empty() {
+        something_to_read()?;
+        Input::Stdin
+    } else {
+        Input::Given((order.expression.join(" ") + "\n").into_bytes())
+    };
+    let name = &order.reach.target;
+    let mut trail = Trail::open(order.reach.audit.as_deref(), order.reach.audit_expr, name)?;
+    trail.say(events::CONNECTED, &[]);
+    let begun = Instant::now();
+    let session = served::Order {
+        reach: &order.reach,
+        input,
+        // However late an answer comes, unless somebody has said how late it may be.
+        timeout: order.timeout.filter(|limit| !limit.is_zero()),
+    };
+    let end = served::run(link, &answer, session);
+    if !order.expression.is_empty() {
+        let ok = matches!(&end, Ok(exit) if exit.code() == 0);
+        trail.evaluated(&order.expression.join(" "), ok, begun.elapsed());
+    }
+    end.map(Some)
+}
+
+/// For an agent.
+fn timeout(order: &Eval) -> Duration {
+    order.timeout.unwrap_or(USUAL)
+}
+
+fn something_to_read() -> Result<()> {
     if isatty(common::sys::standard(0)).unwrap_or(false) {
         return Err(Error::usage(
             "nothing to evaluate: an expression behind TARGET, or a program on stdin would do; replsock TARGET is the interactive session",
         ));
     }
+    Ok(())
+}
+
+/// What is evaluated: the words, or all of stdin as one program.
+fn program(order: &Eval) -> Result<String> {
+    if !order.expression.is_empty() {
+        return Ok(order.expression.join(" "));
+    }
+    something_to_read()?;
     let mut bytes = Vec::new();
     std::io::stdin()
         .lock()
@@ -93,7 +154,7 @@ fn request(order: &Eval, code: &str) -> Request {
         } else {
             "text"
         }),
-        timeout_ms: Some(order.timeout.as_millis() as u64),
+        timeout_ms: Some(timeout(order).as_millis() as u64),
         read_only: Some(order.read_only),
         colors: Some(
             !order.compare
@@ -128,7 +189,7 @@ fn ask(order: &Eval, code: &str, targets: Vec<Target>) -> Result<Vec<(Target, Fa
             (target, asked)
         })
         .collect();
-    let deadline = (!order.timeout.is_zero()).then(|| Instant::now() + order.timeout + GRACE);
+    let deadline = (!timeout(order).is_zero()).then(|| Instant::now() + timeout(order) + GRACE);
     let mut fates: Vec<Option<Fate>> = links
         .iter_mut()
         .map(|(_, asked)| asked.as_ref().err().map(|error| Err(error.clone())))
@@ -146,7 +207,7 @@ fn ask(order: &Eval, code: &str, targets: Vec<Target>) -> Result<Vec<(Target, Fa
         if !ready.contains(&true) {
             for at in open {
                 if let (Some(fate), Some((target, _))) = (fates.get_mut(at), links.get(at)) {
-                    *fate = Some(Err(blocked(target, order.timeout)));
+                    *fate = Some(Err(blocked(target, timeout(order))));
                 }
             }
             break;
@@ -184,7 +245,7 @@ fn hear(link: &mut Link, id: u64) -> Option<Fate> {
         if hello.mode == "serve" {
             return Some(Err(Error::new(
                 "evaluate there",
-                "it is no agent, and this version speaks to agents only",
+                "it is a command that is served, no agent: name its socket by its path, without --all",
             )));
         }
     }

@@ -10,7 +10,7 @@ pub const PREFACE: u8 = 0;
 pub const LONGEST: usize = (1 << 24) - 1;
 
 /// The length of type and length.
-const HEAD: usize = 4;
+pub const HEAD: usize = 4;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +94,7 @@ pub fn put(out: &mut Vec<u8>, kind: Kind, body: &[u8]) {
 }
 
 /// The same in a buffer of its own.
-#[must_use]
-#[allow(dead_code)]
+#[cfg(test)]
 pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(body.len() + HEAD);
     put(&mut out, kind, body);
@@ -104,7 +103,6 @@ pub fn frame(kind: Kind, body: &[u8]) -> Vec<u8> {
 
 /// The body of [`Kind::Winch`].
 #[must_use]
-#[allow(dead_code)]
 pub fn size_body(columns: u16, rows: u16) -> [u8; 4] {
     let ([a, b], [c, d]) = (columns.to_le_bytes(), rows.to_le_bytes());
     [a, b, c, d]
@@ -112,7 +110,6 @@ pub fn size_body(columns: u16, rows: u16) -> [u8; 4] {
 
 /// Columns and rows of the body of [`Kind::Winch`].
 #[must_use]
-#[allow(dead_code)]
 pub fn size_of_body(body: &[u8]) -> Option<(u16, u16)> {
     match body {
         [a, b, c, d] => Some((u16::from_le_bytes([*a, *b]), u16::from_le_bytes([*c, *d]))),
@@ -148,9 +145,15 @@ impl Decoder {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Bytes that are no whole frame yet.
+    /// The bytes that were not taken, for whoever goes on in another way.
     #[must_use]
-    #[allow(dead_code)]
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.bytes.drain(..self.at);
+        self.bytes
+    }
+
+    /// Bytes that are no whole frame yet.
+    #[cfg(test)]
     pub fn pending(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -185,6 +188,105 @@ impl Decoder {
     }
 }
 
+/// A piece of what came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// Bytes of DATA: as many as are there, of one frame.
+    Data(&'a [u8]),
+    /// Bytes of STDERR, likewise.
+    Stderr(&'a [u8]),
+    /// Any other frame, whole.
+    Whole(Kind, &'a [u8]),
+}
+
+/// As [`Decoder`], but DATA and STDERR are handed on as they come, without a copy and however long their
+/// frames are: what it keeps is one short frame.
+#[derive(Debug, Default)]
+pub struct Stream {
+    /// The head, as far as it is there.
+    head: [u8; HEAD],
+    have: usize,
+    /// Of the current frame, once its head is whole.
+    left: usize,
+    /// Of a frame that has to be whole.
+    body: Vec<u8>,
+    /// The body was handed out, and is over.
+    spent: bool,
+}
+
+/// The longest frame that is neither DATA nor STDERR: a HELLO with a long token, a message.
+pub const LONGEST_SHORT: usize = 8192;
+
+impl Stream {
+    /// The next piece of `bytes`, which are shortened by it; `None`: they are used up.
+    ///
+    /// # Errors
+    /// [`Bad`], as soon as it is seen.
+    pub fn take<'s, 'b: 's>(&'s mut self, bytes: &mut &'b [u8]) -> Result<Option<Piece<'s>>, Bad> {
+        if self.spent {
+            self.spent = false;
+            // Nobody says hello twice: what it took is given back.
+            self.body = Vec::new();
+        }
+        loop {
+            while self.have < HEAD {
+                let Some((first, rest)) = bytes.split_first() else {
+                    return Ok(None);
+                };
+                *bytes = rest;
+                self.head[self.have] = *first;
+                self.have += 1;
+                if self.have == 1 && Kind::of(*first).is_none() {
+                    return Err(Bad::Type(*first));
+                }
+                if self.have == HEAD {
+                    let [_, a, b, c] = self.head;
+                    self.left = u32::from_le_bytes([a, b, c, 0]) as usize;
+                }
+            }
+            let kind = Kind::of(self.head[0]).ok_or(Bad::Type(self.head[0]))?;
+            let flows = matches!(kind, Kind::Data | Kind::Stderr);
+            if !flows && self.left + self.body.len() > LONGEST_SHORT {
+                return Err(Bad::Long(self.left));
+            }
+            let (part, rest) = bytes.split_at(self.left.min(bytes.len()));
+            *bytes = rest;
+            self.left -= part.len();
+            if self.left == 0 {
+                self.have = 0;
+            }
+            match kind {
+                // An empty frame says nothing.
+                Kind::Data | Kind::Stderr if part.is_empty() => {
+                    if self.left > 0 {
+                        return Ok(None);
+                    }
+                }
+                Kind::Data => return Ok(Some(Piece::Data(part))),
+                Kind::Stderr => return Ok(Some(Piece::Stderr(part))),
+                kind => {
+                    if self.left == 0 && self.body.is_empty() {
+                        return Ok(Some(Piece::Whole(kind, part)));
+                    }
+                    self.body.extend_from_slice(part);
+                    if self.left > 0 {
+                        return Ok(None);
+                    }
+                    self.spent = true;
+                    return Ok(Some(Piece::Whole(kind, &self.body)));
+                }
+            }
+        }
+    }
+}
+
+/// The head of a frame of `length` bytes, at most [`LONGEST`].
+#[must_use]
+pub fn head(kind: Kind, length: usize) -> [u8; HEAD] {
+    let [a, b, c, _] = (length as u32).to_le_bytes();
+    [kind as u8, a, b, c]
+}
+
 /// The body of HELLO, in JSON. What is not known is passed over, so that either side may be older.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -210,12 +312,17 @@ pub struct Hello {
     pub app: String,
     /// Of a server: its process, as it sees itself.
     pub pid: i32,
+    /// Of a server: its command is there for all clients, and outlives them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+    /// Of a server: its command has a terminal, which the client is to be one of.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub terminal: bool,
 }
 
 impl Hello {
     /// As the body of a frame.
     #[must_use]
-    #[allow(dead_code)]
     pub fn body(&self) -> Vec<u8> {
         // A structure of numbers and strings can always be written.
         serde_json::to_vec(self).unwrap_or_default()
@@ -223,7 +330,6 @@ impl Hello {
 
     /// Out of the body of a frame.
     #[must_use]
-    #[allow(dead_code)]
     pub fn read(body: &[u8]) -> Option<Hello> {
         serde_json::from_slice(body).ok()
     }
@@ -295,6 +401,54 @@ mod tests {
             }
             prop_assert_eq!(out, frames);
             prop_assert_eq!(decoder.pending(), 0);
+        }
+
+        #[test]
+        fn a_stream_gives_the_same_bytes(
+            frames in prop::collection::vec((kind(), prop::collection::vec(any::<u8>(), 0..300)), 0..20),
+            step in 1usize..400,
+        ) {
+            let mut bytes = Vec::new();
+            let mut wanted: Vec<(u8, Vec<u8>)> = Vec::new();
+            let note = |kind: Kind, body: &[u8], list: &mut Vec<(u8, Vec<u8>)>| {
+                let flows = matches!(kind, Kind::Data | Kind::Stderr);
+                match list.last_mut() {
+                    Some((last, all)) if flows && *last == kind as u8 => all.extend_from_slice(body),
+                    _ if flows && body.is_empty() => {}
+                    _ => list.push((kind as u8, body.to_vec())),
+                }
+            };
+            for (kind, body) in &frames {
+                put(&mut bytes, *kind, body);
+                note(*kind, body, &mut wanted);
+            }
+            let mut stream = Stream::default();
+            let mut out = Vec::new();
+            for mut part in bytes.chunks(step) {
+                while let Some(piece) = stream.take(&mut part).unwrap() {
+                    match piece {
+                        Piece::Data(body) => note(Kind::Data, body, &mut out),
+                        Piece::Stderr(body) => note(Kind::Stderr, body, &mut out),
+                        Piece::Whole(kind, body) => note(kind, body, &mut out),
+                    }
+                }
+            }
+            prop_assert_eq!(out, wanted);
+        }
+
+        #[test]
+        fn any_bytes_are_streamed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..2000), step in 1usize..99) {
+            let mut stream = Stream::default();
+            'all: for mut part in bytes.chunks(step) {
+                loop {
+                    match stream.take(&mut part) {
+                        Ok(Some(Piece::Whole(_, body))) => prop_assert!(body.len() <= LONGEST_SHORT),
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(_) => break 'all,
+                    }
+                }
+            }
         }
 
         #[test]

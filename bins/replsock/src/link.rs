@@ -42,6 +42,8 @@ pub struct Link {
     hello: Option<Hello>,
     next: u64,
     name: String,
+    /// What came first was no frame, or the end.
+    garbled: bool,
 }
 
 /// What came by a deadline.
@@ -91,6 +93,7 @@ impl Link {
             hello: None,
             next: 0,
             name: place.to_string(),
+            garbled: false,
         };
         let mut hello = hello.clone();
         hello.version = 1;
@@ -101,6 +104,29 @@ impl Link {
         put(&mut bytes, Kind::Hello, &hello.body());
         link.write(&bytes)?;
         Ok(link)
+    }
+
+    /// Connects, and waits for the server's hello. One that took us for plain text, since we were held up
+    /// between connecting and saying so, hangs up or has begun to speak: then once more.
+    ///
+    /// # Errors
+    /// As [`Link::open`] and [`Link::greeting`].
+    pub fn meet(place: &Place, hello: &Hello, deadline: Option<Instant>) -> Result<(Link, Hello)> {
+        let mut tries = 3;
+        loop {
+            let mut link = Link::open(place, hello)?;
+            match link.greeting(deadline) {
+                Ok(answer) => return Ok((link, answer)),
+                Err(_) if link.garbled && tries > 0 => tries -= 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The connection, and what came after the server's hello.
+    #[must_use]
+    pub fn into_parts(self) -> (OwnedFd, Vec<u8>) {
+        (self.fd, self.decoder.into_rest())
     }
 
     /// Sends a request; its number.
@@ -125,6 +151,8 @@ impl Link {
             match nix::unistd::write(&self.fd, bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(nix::Error::EINTR) => {}
+                // What it said before it closed, or that it closed, is read next.
+                Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => return Ok(()),
                 Err(why) => return Err(self.lost(describe(&why.into()))),
             }
         }
@@ -197,9 +225,23 @@ impl Link {
     pub fn read(&mut self) -> Result<()> {
         let mut buffer = vec![0u8; 65536];
         let count = match nix::unistd::read(&self.fd, &mut buffer) {
-            Ok(0) => return Err(self.lost("the process ended, or closed the connection")),
+            Ok(0) => {
+                self.garbled |= self.hello.is_none();
+                if self
+                    .hello
+                    .as_ref()
+                    .is_some_and(|hello| hello.mode == "serve")
+                {
+                    return Err(self.lost("a command is served there, and no agent"));
+                }
+                return Err(self.lost("the process ended, or closed the connection"));
+            }
             Ok(count) => count,
             Err(nix::Error::EINTR) => return Ok(()),
+            Err(nix::Error::ECONNRESET) => {
+                self.garbled |= self.hello.is_none();
+                return Err(self.lost("the process ended, or closed the connection"));
+            }
             Err(why) => return Err(self.lost(describe(&why.into()))),
         };
         self.decoder.push(&buffer[..count]);
@@ -208,8 +250,13 @@ impl Link {
             .as_ref()
             .is_none_or(|hello| hello.mode != "serve")
         {
-            let Some(frame) = self.decoder.take().map_err(|bad| self.lost(bad))? else {
-                break;
+            let frame = match self.decoder.take() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(bad) => {
+                    self.garbled |= self.hello.is_none();
+                    return Err(self.lost(bad));
+                }
             };
             self.hear(&frame)?;
         }
@@ -234,6 +281,7 @@ impl Link {
                 let exit = match status {
                     126 => Exit::NotExecutable,
                     124 => Exit::TimedOut,
+                    127 => Exit::NotFound,
                     _ => Exit::Fault,
                 };
                 return Err(self.lost(text).with_exit(exit));

@@ -10,6 +10,7 @@ pub fn run(cli: Cli) -> Result<Exit> {
         Command::Flame(order) => crate::flame::run(order),
         Command::Eval(order) => crate::eval::run(order),
         Command::Ls(order) => crate::ls::run(order),
+        Command::Serve(order) => crate::serve::run(order),
         Command::Env(order) => crate::env::run(order),
         Command::Attach(order) => crate::attach::run(order),
         Command::Prof(order) => crate::take::prof(order),

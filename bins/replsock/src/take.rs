@@ -6,7 +6,7 @@ use crate::frames::Hello;
 use crate::link::{Came, Link, wait_for};
 use crate::whole::Whole;
 use crate::wire::{Answer, Request};
-use crate::{events, flame, inject, target, terminal};
+use crate::{events, flame, inject, room, target, terminal};
 use common::cli::{note, print};
 use common::control::visible;
 use common::error::{Error, Result};
@@ -102,7 +102,7 @@ pub fn prof(order: Prof) -> Result<Exit> {
 
 /// Waits, and says how long on a terminal; Control-C ends it early, the profile is kept.
 fn count_down(link: &Link, length: Duration) -> Result<()> {
-    let interrupts = terminal::guard()?;
+    let interrupts = terminal::guard(&[])?;
     let shown = isatty(common::sys::standard(2)).unwrap_or(false);
     let end = Instant::now() + length;
     loop {
@@ -145,12 +145,12 @@ pub fn heap(order: Heap) -> Result<Exit> {
         "replsock: pid {pid} stands still meanwhile, and may need another {} MB of memory",
         heap >> 20
     ));
-    let free = available().unwrap_or(u64::MAX);
-    if free < heap.saturating_mul(2) && !order.force {
+    let room = room::of(pid).filter(|(free, _)| *free < heap.saturating_mul(2));
+    if let (Some((free, place)), false) = (room, order.force) {
         return Err(Error::new(
             &doing,
             format!(
-                "memory is short: its heap has {} MB, {} MB are free; --force does it all the same",
+                "memory is short: its heap has {} MB, {} MB are free {place}; --force does it all the same",
                 heap >> 20,
                 free >> 20
             ),
@@ -179,16 +179,6 @@ pub fn heap(order: Heap) -> Result<Exit> {
     done(&doing, answer)?;
     file.finish()?;
     Ok(Exit::Ok)
-}
-
-/// `MemAvailable` (proc_meminfo(5)), in bytes.
-fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib << 10)
 }
 
 /// `replsock stack`

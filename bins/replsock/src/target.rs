@@ -116,7 +116,12 @@ pub fn survey(app: Option<&str>) -> Result<Vec<Found>> {
     let mut links = Vec::new();
     let mut list = Vec::new();
     for (name, path) in paths {
-        let link = Link::open(&Place::Unix(path.clone()), &Hello::default());
+        // Where a command is served, that starts none.
+        let hello = Hello {
+            mode: "json".to_owned(),
+            ..Hello::default()
+        };
+        let link = Link::open(&Place::Unix(path.clone()), &hello);
         let named = path.file_stem().and_then(|stem| stem.to_str());
         let mut found = Found {
             app: name,
@@ -141,7 +146,9 @@ pub fn survey(app: Option<&str>) -> Result<Vec<Found>> {
                 }
             }
             Err(error) if error.exit == Exit::NotFound => found.state = State::Stale,
-            Err(_) => found.state = State::Refused,
+            Err(error) if error.exit == Exit::NotExecutable => found.state = State::Refused,
+            // It lives, and let nobody in.
+            Err(_) => {}
         }
         list.push(found);
     }
@@ -180,7 +187,11 @@ fn hear(list: &mut [Found], mut links: Vec<(usize, Link)>) -> Result<()> {
                 return false;
             };
             if link.read().is_err() {
-                found.state = State::Stale;
+                // It has ended meanwhile; or it takes no more clients, and lives.
+                let again = Link::open(&Place::Unix(found.path.clone()), &Hello::default());
+                if again.is_err_and(|error| error.exit == Exit::NotFound) {
+                    found.state = State::Stale;
+                }
                 return false;
             }
             if let Ok(hello) = link.greeting(Some(Instant::now())) {
@@ -282,7 +293,7 @@ pub fn all(reach: &Reach) -> Result<Vec<Target>> {
         let parent = path
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
-        door::check(parent.unwrap_or(Path::new(".")))?;
+        door::check_named(parent.unwrap_or(Path::new(".")))?;
         let app = parent
             .and_then(Path::file_name)
             .and_then(|name| name.to_str())
@@ -344,6 +355,11 @@ pub fn all(reach: &Reach) -> Result<Vec<Target>> {
         ));
     }
     Ok(found.iter().map(Target::from).collect())
+}
+
+/// A path or an address, and no name.
+pub fn is_place(text: &str) -> bool {
+    text.starts_with("tcp:") || as_path(text).is_some()
 }
 
 fn as_path(text: &str) -> Option<PathBuf> {

@@ -8,7 +8,7 @@ use crate::plan::{Node, Plan};
 use crate::state::{Hex, Open, Taken};
 use common::child;
 use common::error::{Doing, Error, Result};
-use common::sys::Image;
+use common::sys::{Image, Session};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
@@ -307,6 +307,7 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
             .as_ref()
             .map(|user| (user.uid, user.gid, user.groups.clone())),
         own_group: true,
+        session: Session::Ours,
         death_signal: match (plan.orphans, plan.node) {
             (OrphansArg::Die, _) => Some(9),
             (OrphansArg::Drain, Node::No) => Some(15),

@@ -7,6 +7,7 @@
 //! | a server that does what no server should | [`hostile`] |
 //! | certificates | [`certs`] |
 //! | an app that replsock can reach | [`live`] |
+//! | a command that replsock serves, and who comes to it | [`served`] |
 //! | many requests, each failure counted by its kind | [`load`] |
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
@@ -30,6 +31,7 @@ pub mod load;
 pub mod logs;
 pub mod mount;
 pub mod run;
+pub mod served;
 pub mod touch;
 
 pub use dir::Dir;
