@@ -11,7 +11,13 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 TOOLS = heartbeat logreopen replsock spawnwork watchtouch
 PAGES1 = $(wildcard man/man1/*.1)
 PAGES7 = $(wildcard man/man7/*.7)
-SCRIPTS = $(wildcard .ci/run tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh)
+SCRIPTS = $(wildcard .ci/run completions/generate tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh) $(EXAMPLE_SCRIPTS)
+# Run by whatever `sh` is on a host: checked as POSIX and as dash has it (shellcheck does not know busybox everywhere).
+EXAMPLE_SCRIPTS = $(wildcard examples/deploy/deploy examples/openrc/shop $(foreach kind,runit s6,$(foreach name,run finish conf,examples/$(kind)/$(name))))
+EXAMPLES = $(shell find examples -name node_modules -prune -o -type f ! -name package-lock.json -print)
+COMPLETIONS = $(foreach tool,$(TOOLS),bash-completion/completions/$(tool) zsh/site-functions/_$(tool) fish/vendor_completions.d/$(tool).fish)
+SHAREDIR = $(DESTDIR)$(PREFIX)/share
+EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
 .DEFAULT_GOAL = all
 .PHONY: all test check man install uninstall demo soak-logs bench clean help cargo
@@ -29,19 +35,27 @@ check: cargo ## formatting, clippy, man pages and shell scripts, without one com
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	tests/lint-man.sh
 	shellcheck $(SCRIPTS)
+	shellcheck --shell=sh $(EXAMPLE_SCRIPTS)
+	shellcheck --shell=dash $(EXAMPLE_SCRIPTS)
 
 man: ## show the man pages as they lie here
 	@for page in $(PAGES1) $(PAGES7); do man -l "$$page" 2>/dev/null || mandoc -a "$$page" || exit; done
 
-install: ## install programs and man pages below DESTDIR and PREFIX (/usr/local)
+install: ## install programs, man pages, completions and examples below DESTDIR and PREFIX (/usr/local)
 	@for tool in $(TOOLS); do [ -x "$(TARGET)/release/$$tool" ] || { echo "make: $(TARGET)/release/$$tool is not built: run 'make' first (as yourself, not as root)" >&2; exit 2; }; done
 	$(INSTALL) -d "$(BINDIR)" "$(MANDIR)/man1" "$(MANDIR)/man7"
 	$(INSTALL) -m 755 $(TOOLS:%="$(TARGET)/release/%") "$(BINDIR)"
 	$(INSTALL) -m 644 $(PAGES1) "$(MANDIR)/man1"
 	$(INSTALL) -m 644 $(PAGES7) "$(MANDIR)/man7"
+	@for file in $(COMPLETIONS); do tool=$${file##*/}; tool=$${tool#_}; tool=$${tool%.fish}; shell=$${file%%[-/]*}; \
+		completions/generate "$(TARGET)/release/$$tool" $$shell >"$(TARGET)/release/$$tool.$$shell" && \
+		$(INSTALL) -D -m 644 "$(TARGET)/release/$$tool.$$shell" "$(SHAREDIR)/$$file" || exit; done
+	@for file in $(EXAMPLES); do mode=644; [ ! -x "$$file" ] || mode=755; $(INSTALL) -D -m $$mode "$$file" "$(EXAMPLEDIR)/$${file#examples/}" || exit; done
 
 uninstall: ## remove what install put there, and nothing else
 	rm -f $(TOOLS:%="$(BINDIR)/%") $(patsubst man/%,"$(MANDIR)/%",$(PAGES1) $(PAGES7))
+	rm -f $(COMPLETIONS:%="$(SHAREDIR)/%") $(patsubst examples/%,"$(EXAMPLEDIR)/%",$(EXAMPLES))
+	@for directory in $(sort $(dir $(EXAMPLES))); do rmdir "$(EXAMPLEDIR)/$${directory#examples/}" 2>/dev/null; done; rmdir "$(EXAMPLEDIR)" "$(DESTDIR)$(PREFIX)/share/nirvana" 2>/dev/null; true
 
 demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 1 if a request failed
 	$(CARGO) build --release --package kit --bins

@@ -71,6 +71,14 @@ need bindfs bindfs
 need automount autofs
 need sshfs sshfs
 [ -e /usr/lib/openssh/sftp-server ] || need sftp-server openssh-sftp-server
+need sshd openssh-server
+need ssh openssh-client
+need git git
+need busybox busybox
+need runsv runit
+need s6-supervise s6
+need zsh zsh
+need fish fish
 need linux.uml user-mode-linux
 need rpc.nfsd nfs-kernel-server
 need mount.nfs nfs-common
