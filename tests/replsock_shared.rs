@@ -95,7 +95,7 @@ fn the_size_is_that_of_the_one_who_types() {
 
 #[test]
 fn who_does_not_keep_up_loses_it() {
-    // Edge cases 15 and 16: the command waits for nobody.
+    // Edge cases 15 and 16: the command waits for nobody for long.
     let mut served = serve(
         &["--pipe"],
         &[

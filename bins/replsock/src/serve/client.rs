@@ -98,6 +98,8 @@ pub struct Client {
     pub speech: Speech,
     /// What waits for room.
     pub out: Queue,
+    /// It is behind: until then it has time to catch up.
+    pub slow: Option<Instant>,
     /// What is waited for.
     pub watch: Watch,
     /// How far it is.

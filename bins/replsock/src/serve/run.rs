@@ -43,8 +43,11 @@ const PARTING: Duration = Duration::from_secs(1);
 const NO_DESCRIPTORS: Duration = Duration::from_millis(100);
 /// The path is looked at so often: cleaners of /tmp remove old sockets.
 const LOOK: Duration = Duration::from_secs(10);
-/// A client of a shared command that does not read loses it when so much waits.
+/// A client of a shared command for which so much waits ...
 const SLOW: usize = 1 << 20;
+/// ... loses it, unless it takes half of that within this time. So long the command waits for it, and so the
+/// others: a burst is no fault of who reads it.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// And has so long for what waits.
 const SLOW_PARTING: Duration = Duration::from_secs(5);
 /// A client over TCP proves itself within so long.
@@ -394,6 +397,7 @@ impl Server {
             visitor,
             speech: Speech::Unknown,
             out: Queue::default(),
+            slow: None,
             watch: Watch::new(id << 3),
             phase: Phase::Open,
             program: None,
@@ -519,11 +523,16 @@ impl Server {
                 if client.flush() == Sent::Gone {
                     return self.gone(id);
                 }
-                let (empty, program) = (client.out.is_empty(), client.program);
-                if empty && matches!(client.phase, Phase::Closing(_)) {
+                let caught_up = client.slow.is_some() && client.out.len() <= SLOW / 2;
+                if caught_up {
+                    client.slow = None;
+                }
+                let room = client.out.is_empty() || caught_up;
+                let program = client.program;
+                if client.out.is_empty() && matches!(client.phase, Phase::Closing(_)) {
                     return self.part(id);
                 }
-                if let (true, Some(at)) = (empty, program) {
+                if let (true, Some(at)) = (room, program) {
                     // It was not listened to meanwhile.
                     self.adjust_program(at);
                 }
@@ -877,10 +886,14 @@ impl Server {
             return;
         }
         client.phase = Phase::Closing(None);
+        let slow = client.slow.take().and(client.program);
         if client.out.is_empty() {
             self.part(id);
         } else {
             self.adjust(id);
+        }
+        if let Some(at) = slow {
+            self.adjust_program(at);
         }
     }
 
@@ -957,6 +970,7 @@ impl Server {
         fields.push(("sent", client.sent.into()));
         fields.push(("took", client.since.elapsed().into()));
         self.voice.say(Level::Info, events::CLIENT_LEFT, &fields);
+        let slow = client.slow.is_some();
         drop(client);
         if self
             .programs
@@ -964,6 +978,9 @@ impl Server {
             .is_some_and(|program| program.owner == Some(id))
         {
             self.abandon(at);
+        } else if slow {
+            // Nobody waits for it any more.
+            self.adjust_program(at);
         }
     }
 
@@ -999,6 +1016,9 @@ impl Server {
                 return self.gone(id);
             }
             Phase::Over(_) => return,
+            Phase::Open if client.slow.is_some_and(|until| until <= now) => {
+                return self.drop_slow(id, now);
+            }
             Phase::Open | Phase::Closing(_) => {}
         }
         if !client.trusted {
@@ -1161,7 +1181,7 @@ impl Server {
         }
     }
 
-    /// The command waits for none of its clients: who does not keep up loses it.
+    /// The command waits a moment for its clients, and for none longer: who does not keep up loses it.
     fn deliver_to_all(&mut self, at: u64, kind: Kind, bytes: &[u8]) {
         self.replay.add(bytes);
         let now = Instant::now();
@@ -1173,23 +1193,35 @@ impl Server {
             client.active = now;
             if client.send(kind, bytes) == Sent::Gone {
                 gone.push(*id);
-            } else if client.out.len() > SLOW {
+            } else if client.out.len() > SLOW && client.slow.is_none() {
+                client.slow = Some(now + PATIENCE);
                 slow.push(*id);
             }
         }
         for id in slow {
-            if let Some(client) = self.clients.get_mut(&id) {
-                if client.framed() {
-                    let mut body = vec![125];
-                    body.extend_from_slice(b"too slow: 1 MiB of output waited for you");
-                    let _ = client.send(Kind::Error, &body);
-                }
-                client.phase = Phase::Closing(Some(now + SLOW_PARTING));
-                self.at(now + SLOW_PARTING, Timer::Client(id));
-            }
+            self.at(now + PATIENCE, Timer::Client(id));
         }
         for id in gone {
             self.gone(id);
+        }
+    }
+
+    fn drop_slow(&mut self, id: u64, now: Instant) {
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        client.slow = None;
+        if client.framed() {
+            let mut body = vec![125];
+            body.extend_from_slice(b"too slow: 1 MiB of output waited for you");
+            let _ = client.send(Kind::Error, &body);
+        }
+        client.phase = Phase::Closing(Some(now + SLOW_PARTING));
+        let program = client.program;
+        self.at(now + SLOW_PARTING, Timer::Client(id));
+        self.adjust(id);
+        if let Some(at) = program {
+            self.adjust_program(at);
         }
     }
 
@@ -1264,8 +1296,13 @@ impl Server {
 
     /// What it says can be passed on now, or thrown away.
     fn listens(&self, program: &Program) -> bool {
-        let client = program.owner.and_then(|id| self.clients.get(&id));
-        client.is_none_or(|client| client.out.is_empty())
+        match program.owner {
+            Some(id) => {
+                let client = self.clients.get(&id);
+                client.is_none_or(|client| client.out.is_empty())
+            }
+            None => self.clients.values().all(|client| client.slow.is_none()),
+        }
     }
 
     /// Where it has ended and all of it was heard, that is told.
