@@ -466,7 +466,7 @@ pub fn loopback(text: &str) -> std::result::Result<std::net::SocketAddr, String>
     let refused = || {
         format!(
             "'{text}' is not loopback, and whoever gets there owns the app; from another machine: \
-             ssh -L local.sock:/run/replsock/APP/PID.sock HOST, and then replsock ./local.sock"
+             ssh -L local.sock:/THE/SOCKET HOST, and then replsock ./local.sock"
         )
     };
     match address {
