@@ -302,7 +302,11 @@ impl Eye {
                 }
             }
         }
-        memory.class = found.class;
+        // A file system that is not mounted for a moment may be back in the next, and inotify tells of no mount:
+        // as long as the file is missing, the interval counts on.
+        let there = matches!(found.seen, Ok(Seen::There(_)));
+        let away = memory.last.is_some() && memory.class == Class::Remote && !there;
+        memory.class = if away { Class::Remote } else { found.class };
         *lock(&self.spot) = found.spot;
         let seen = found.seen.map_err(|why| {
             let errno = why.raw_os_error().unwrap_or(0);
