@@ -235,8 +235,33 @@ fn a_slow_reader_gets_every_byte() {
             && served.children().len() <= 1)
             .then_some(())
     });
-    std::thread::sleep(Duration::from_secs(1));
+    // Longer than what is granted to those who left a pipe open.
+    let since = Instant::now();
+    eventually("a while in which nothing is read", || {
+        (since.elapsed() > Duration::from_secs(1)).then_some(())
+    });
     assert_eq!(rest_of(&stream).len(), 1_000_000);
+}
+
+#[test]
+fn our_own_directory_is_made_and_no_other() {
+    let dir = Dir::new();
+    let own = dir.path().join("run/replsock");
+    let run = |socket: &Path| {
+        Run::new(PROGRAM)
+            .arg("serve")
+            .arg(socket)
+            .args(["--", "cat"])
+            .env("REPLSOCK_DIR", &own)
+    };
+    let mut server = run(&own.join("db.sock")).start();
+    server.event("server-listening");
+    let mode = std::fs::metadata(&own).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    server.stop();
+    let refused = run(&dir.path().join("other/db.sock")).finish();
+    assert_eq!(refused.status, 127, "{}", refused.err);
+    assert!(!dir.path().join("other").exists());
 }
 
 // ---- what clients do ----

@@ -200,13 +200,17 @@ fn parent_of(path: &Path) -> &Path {
 }
 
 /// Makes a listening socket, non-blocking, with these rights from birth. A stale one is replaced under a
-/// lock, a live one never.
+/// lock, a live one never. Our own directory is made if it is missing, as it is after each boot.
 ///
 /// # Errors
 /// 126 for the directory; 125: somebody answers there, who is named.
 pub fn listen(path: &Path, rights: UnixRights, backlog: i32) -> Result<OwnedFd> {
     let directory = parent_of(path);
-    check(directory)?;
+    if directory == self::directory() {
+        make(directory)?;
+    } else {
+        check(directory)?;
+    }
     let doing = format!("listen on {}", path.display());
     // Two servers that find the same stale socket: one at a time.
     let lock = File::open(directory).doing(&doing)?;
