@@ -59,9 +59,12 @@ const MACHINE: Duration = Duration::from_secs(10);
 /// They are counted over that at least, if they can be.
 const WINDOW: Duration = Duration::from_millis(500);
 /// A check that keeps its time limit itself has not kept it by that much: something below it hangs. Then it
-/// has `AGAIN` more, so that the time in which this process was stopped is not held against it.
+/// has so many `LOOK`s more, each of which came when it was to come: time in which this process was stopped or
+/// starved is not held against its threads. After a stop the whole machine may have as much to catch up.
 const OVERDUE: Duration = Duration::from_secs(2);
-const AGAIN: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 10;
+const LOOKS_AFTER_STOP: u32 = 50;
 /// An action waits no longer than that for the pid file to be read, and the end for the last metrics.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The system's certificates are some hundred kilobytes.
@@ -87,8 +90,8 @@ struct Round {
     look_at: Option<Instant>,
     /// The pid file is waited for until then.
     seek_until: Option<Instant>,
-    /// Who has not answered then hangs; true: it was so a moment before already.
-    overdue: Option<(Instant, bool)>,
+    /// Who has not answered then is overdue; from then on, the looks that are left before it hangs.
+    overdue: Option<(Instant, Option<u32>)>,
 }
 
 /// An action that heals, from its first step to its last.
@@ -158,7 +161,7 @@ fn ask_plainly(plan: &Plan) -> Result<Exit> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).doing("block signals")?;
     let limit = plan.times.timeout;
     // Whatever happens: a process that hangs would be no answer at all.
-    let last = u32::try_from((limit + OVERDUE + AGAIN).as_secs()).unwrap_or(u32::MAX);
+    let last = u32::try_from((limit + OVERDUE + LOOK * LOOKS).as_secs()).unwrap_or(u32::MAX);
     alarm::set(last.saturating_add(1));
     let trust = match wish(plan) {
         Some(wish) => load(&wish)?,
@@ -542,8 +545,8 @@ impl Beating {
             self.asked(now);
         }
         let overdue = self.round.as_ref().and_then(|round| round.overdue);
-        if let Some((at, again)) = overdue.filter(|(at, _)| *at <= now) {
-            self.on_overdue(at, again, now);
+        if let Some((at, left)) = overdue.filter(|(at, _)| *at <= now) {
+            self.on_overdue(at, left, now);
         }
         if self.deadline.is_some_and(|at| at <= now) {
             return self.wait_is_over(now);
@@ -725,7 +728,7 @@ impl Beating {
                 .probers
                 .iter()
                 .any(Option::is_some)
-                .then(|| (now + self.plan.times.timeout + OVERDUE, false)),
+                .then(|| (now + self.plan.times.timeout + OVERDUE, None)),
         });
         for index in 0..self.plan.checks.len() {
             match &self.plan.checks[index].kind {
@@ -775,11 +778,18 @@ impl Beating {
     }
 
     /// Who has not answered long after the time limit hangs, below all that keeps it.
-    fn on_overdue(&mut self, at: Instant, again: bool, now: Instant) {
+    fn on_overdue(&mut self, at: Instant, left: Option<u32>, now: Instant) {
         let Some(round) = &mut self.round else { return };
-        if !again || now > at + AGAIN {
-            // We may have been stopped: only what has not answered although we run is late.
-            round.overdue = Some((now + AGAIN, true));
+        // We may have been stopped: only what does not answer although we run is late.
+        let stopped = now > at + LOOK;
+        let left = match left {
+            None if stopped => LOOKS_AFTER_STOP,
+            None => LOOKS,
+            Some(left) if stopped => left,
+            Some(left) => left.saturating_sub(1),
+        };
+        if left > 0 {
+            round.overdue = Some((now + LOOK, Some(left)));
             return;
         }
         round.overdue = None;
