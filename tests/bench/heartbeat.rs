@@ -14,9 +14,11 @@
 // Each part of the bench uses some of it.
 #[allow(dead_code)]
 mod proc;
+mod report;
 
 use kit::Run;
 use kit::hostile::{Hostile, Step, says};
+use report::{Better, Figure};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -59,6 +61,16 @@ fn ran(pid: i32) -> Duration {
     Duration::from_nanos(nanoseconds.sum())
 }
 
+fn hand_over(name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let figure = Figure {
+        scenario: "check",
+        name,
+        unit,
+        better: Better::Less,
+    };
+    report::figure(figure, subject, values);
+}
+
 fn checks_in_a_loop(port: &str) {
     let mut beat = Run::new(program())
         .args([
@@ -88,6 +100,7 @@ fn checks_in_a_loop(port: &str) {
         .filter_map(|line| line.split(" 200 ").nth(1)?.split("ms").next()?.parse().ok())
         .collect();
     took.sort_by(f64::total_cmp);
+    hand_over("a check in the loop", "ms", "heartbeat", &took);
     println!(
         "heartbeat, in the loop   {:8.3} ms a check (mean of {}; median {:.2}), {:.3} ms of the processor",
         took.iter().sum::<f64>() / took.len() as f64,
@@ -110,6 +123,7 @@ fn shots(name: &str, words: &[String]) {
             .status();
         let Ok(status) = ended else {
             println!("{name:24} is not installed");
+            report::absent("check", name, "not installed");
             return;
         };
         assert!(status.success(), "{words:?}");
@@ -119,6 +133,8 @@ fn shots(name: &str, words: &[String]) {
         }
     }
     times.sort();
+    let all: Vec<f64> = times.iter().copied().map(ms).collect();
+    hand_over("from fork to exit", "ms", name, &all);
     println!(
         "{name:24} {:8.2} ms from fork to exit (median; best {:.2}, of {})",
         ms(times[times.len() / 2]),
@@ -156,6 +172,10 @@ fn idle(name: &str, run: Run) {
     let before = ran(pid);
     std::thread::sleep(IDLE);
     let used = ran(pid) - before;
+    let rss = proc::rss(pid).unwrap_or(0) as f64;
+    hand_over("idle, a check a second: RSS", "kB", name, &[rss]);
+    let each = ms(used) / IDLE.as_secs_f64();
+    hand_over("idle, a check a second: CPU", "ms/s", name, &[each]);
     println!(
         "{name:24} {:8} kB resident ({} kB by share), {:.2} ms of the processor each second",
         proc::rss(pid).unwrap_or(0),
@@ -207,6 +227,12 @@ fn limits() {
             assert!(took >= limit, "{took:?}");
             worst = worst.max(took - limit);
         }
+        hand_over(
+            &format!("late at a limit of 500 ms: {name}"),
+            "ms",
+            "heartbeat --once",
+            &[ms(worst)],
+        );
         println!(
             "limit of 500 ms, {name:16} {:6.2} ms late at worst, of 10 (goal: 20)",
             ms(worst)
@@ -215,7 +241,11 @@ fn limits() {
 }
 
 fn main() {
-    // `cargo bench` gives --bench.
+    // `cargo test --all-targets` runs this program too, without that argument.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        println!("to measure: cargo bench --package bench --bench heartbeat");
+        return;
+    }
     let server = Hostile::new(says(OK));
     let port = server.port.to_string();
     checks_in_a_loop(&port);
