@@ -186,6 +186,28 @@ fn idle(name: &str, run: Run) {
     running.end();
 }
 
+/// It looks once a second at most.
+fn monit(port: &str) {
+    let there = Command::new("sh")
+        .args(["-c", "command -v monit"])
+        .stdout(Stdio::null())
+        .status();
+    if !there.is_ok_and(|status| status.success()) {
+        println!("monit                    is not installed");
+        report::absent("check", "monit", "not installed");
+        return;
+    }
+    let dir = kit::Dir::new();
+    let place = dir.path().display();
+    let text = format!(
+        "set daemon 1\nset pidfile {place}/pid\nset idfile {place}/id\nset statefile {place}/state\n\
+         check host app with address 127.0.0.1\n  if failed port {port} protocol http request \"/\" then alert\n"
+    );
+    let file = dir.write("monitrc", &text);
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    idle("monit", Run::new("monit").args(["-I", "-c"]).arg(&file));
+}
+
 fn limits() {
     let limit = Duration::from_millis(500);
     let drip = Duration::from_millis(30);
@@ -252,11 +274,12 @@ fn main() {
     one_shot(&port);
     let second = ["--interval", "1s", "--start-interval", "1s"];
     idle(
-        "heartbeat, idle",
+        "heartbeat",
         Run::new(program()).args(["--port", &port]).args(second),
     );
+    monit(&port);
     idle(
-        "node, idle",
+        "node",
         Run::new("node").args(["-e", &NODE.replace("PORT", &port)]),
     );
     limits();

@@ -131,7 +131,7 @@ fn many_of() -> Vec<Many> {
     let spawnwork = root.join(target).join("release/spawnwork");
     let one = |name, needs, start: String| Many { name, needs, start };
     vec![
-        one("spawnwork", "true", format!("exec {} -q -n $COUNT -- sleep 86400", spawnwork.display())),
+        one("spawnwork", "true", format!("exec {} -q -n $COUNT --start-parallel $COUNT -- sleep 86400", spawnwork.display())),
         one("supervisord", "supervisord", "printf '[supervisord]\\nnodaemon=true\\nlogfile=/dev/null\\nlogfile_maxbytes=0\\nminfds=4096\\npidfile=%s/pid\\n[program:w]\\ncommand=sleep 86400\\nnumprocs=%s\\nprocess_name=w%%(process_num)d\\nstartsecs=0\\nstdout_logfile=NONE\\nstderr_logfile=NONE\\n' \"$PWD\" \"$COUNT\" > c; exec supervisord -c c".into()),
         one("s6-svscan", "s6-svscan", "for n in $(seq $COUNT); do mkdir -p s/$n; printf '#!/bin/sh\\nexec sleep 86400\\n' > s/$n/run; chmod +x s/$n/run; done; exec s6-svscan -c 1000 s".into()),
         one("runsvdir", "runsvdir", "for n in $(seq $COUNT); do mkdir -p s/$n; printf '#!/bin/sh\\nexec sleep 86400\\n' > s/$n/run; chmod +x s/$n/run; done; exec runsvdir s".into()),
