@@ -91,6 +91,12 @@ impl Record {
         self.values[self.values.len() - 1]
     }
 
+    /// The middle half of the values: of three, all of them.
+    pub fn middle(&self) -> (f64, f64) {
+        let cut = self.values.len() / 4;
+        (self.values[cut], self.values[self.values.len() - 1 - cut])
+    }
+
     /// One of the five, however it is called with.
     pub fn is_ours(&self) -> bool {
         [

@@ -71,7 +71,7 @@ pub fn number(value: f64) -> String {
     }
 }
 
-/// Times ours; where the two spreads overlap this run does not tell them apart, and nothing is said.
+/// Times ours; where the middle halves of the two overlap this run does not tell them apart.
 fn ratio(one: &Record, ours: Option<&Record>) -> String {
     let Some(ours) = ours else {
         return String::new();
@@ -80,7 +80,8 @@ fn ratio(one: &Record, ours: Option<&Record>) -> String {
         return "1".to_owned();
     }
     let several = one.values.len() > 1 && ours.values.len() > 1;
-    if several && one.least() <= ours.most() && ours.least() <= one.most() {
+    let ((low, high), (our_low, our_high)) = (one.middle(), ours.middle());
+    if several && low <= our_high && our_low <= high {
         return "≈".to_owned();
     }
     if ours.median() == 0.0 {
@@ -117,7 +118,7 @@ pub fn tsv(all: &[Record], heading: &str) -> String {
 
 pub fn markdown(all: &[Record], heading: &str, versions: &str) -> String {
     let mut text = format!(
-        "{heading}.\n\n{versions}\n\n`×` is times ours; `≈` where the spreads overlap, so that this run does not tell the two apart.\n"
+        "{heading}.\n\n{versions}\n\n`×` is times ours; `≈` where the middle halves of both overlap, so that this run does not tell them apart.\n"
     );
     for (scenario, title, figures) in by_scenario(all) {
         let _ = write!(text, "\n### {title} (`{scenario}`)\n\n");
