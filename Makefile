@@ -20,7 +20,7 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share
 EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
 .DEFAULT_GOAL = all
-.PHONY: all test check man install uninstall demo soak-logs bench clean help cargo
+.PHONY: all test check man install uninstall demo soak-logs soak bench clean help cargo
 
 all: cargo ## build the programs, optimised, into target/release
 	$(CARGO) build --release $(TOOLS:%=--package %)
@@ -64,6 +64,10 @@ demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 
 soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real logrotate, none lost
 	tests/setup.sh
 	SOAK_LINES=100000000 SOAK_ROTATIONS=1000 $(CARGO) test --release --package logreopen --test logreopen_soak -- --nocapture
+
+soak: cargo ## the whole chain under load for HOURS (1; 0.033 is two minutes), with random faults (SEED repeats them)
+	tests/setup.sh
+	SOAK_HOURS="$(or $(HOURS),1)" SOAK_SEED="$(or $(SEED),$(shell date +%s))" $(CARGO) test --release --package spawnwork --test soak -- --nocapture
 
 bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node; watchtouch beside inotifywait, entr and node; replsock beside socat, dtach and node's repl
 	tests/setup.sh bench

@@ -12,7 +12,10 @@
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
 //! | a file system like that of a network, and one that hangs | [`fuse`] |
+//! | all five as one service | [`chain`] |
 //! | numbered lines, and what of them arrived | [`logs`] |
+//! | whether something grows | [`slope`] |
+//! | random numbers | [`random`] |
 //! | a file touched, and how often that was seen | [`touch`] |
 #![allow(
     clippy::disallowed_methods,
@@ -22,6 +25,7 @@
 )]
 
 pub mod certs;
+pub mod chain;
 pub mod dir;
 pub mod fuse;
 pub mod hostile;
@@ -30,8 +34,10 @@ pub mod live;
 pub mod load;
 pub mod logs;
 pub mod mount;
+pub mod random;
 pub mod run;
 pub mod served;
+pub mod slope;
 pub mod touch;
 
 pub use dir::Dir;
