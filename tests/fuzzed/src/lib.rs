@@ -1,5 +1,7 @@
 //! What the fuzzer does with an input, target by target: `tests/fuzz` calls it with what it makes up, and
 //! `tests/fuzz_replay.rs` with what was found worth keeping.
+// The tests in the programs' files are run with those.
+#![cfg(not(test))]
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
