@@ -1,14 +1,17 @@
 //! Addresses and listening sockets.
 
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getpeername,
     getsockname, listen as listen_on, setsockopt, socket, sockopt,
 };
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid};
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where something listens.
@@ -157,14 +160,31 @@ pub fn listen_unix(path: &Path, rights: UnixRights, backlog: i32) -> io::Result<
     Ok(fd)
 }
 
-/// Gives a unix socket's path its mode and owner.
+/// Gives a unix socket's path its mode and owner. Not to what a link leads to, and not to another file than
+/// the socket that is there when we look: whoever may write to the directory can put something else there at
+/// any moment, and root would give it away.
 ///
 /// # Errors
-/// Those of chmod(2) and chown(2).
+/// Those of chmod(2) and chown(2); EPERM where no socket stands there, or one that has another name, too.
 pub fn set_rights(path: &Path, rights: UnixRights) -> io::Result<()> {
-    std::fs::set_permissions(path, PermissionsExt::from_mode(rights.mode))?;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open = std::fs::File::from(nix::fcntl::open(path, flags, Mode::empty())?);
+    let found = open.metadata()?;
+    if !found.file_type().is_socket() || found.nlink() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    let held = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    // In a jail without /proc nothing but the path can be given a mode.
+    let named = if held.exists() { &*held } else { path };
+    std::fs::set_permissions(named, PermissionsExt::from_mode(rights.mode))?;
     if let Some((uid, gid)) = rights.owner {
-        std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+        nix::unistd::fchownat(
+            &open,
+            "",
+            Some(Uid::from_raw(uid)),
+            Some(Gid::from_raw(gid)),
+            AtFlags::AT_EMPTY_PATH,
+        )?;
     }
     Ok(())
 }

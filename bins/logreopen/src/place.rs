@@ -142,16 +142,23 @@ impl Place {
             missing.push(at);
             at = directory_of(at);
         }
+        let mut made = Vec::new();
         for directory in missing.into_iter().rev() {
             match std::fs::DirBuilder::new().mode(0o750).create(directory) {
                 Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
                 done => done?,
             }
+            // What was made, and not what somebody may have put in its place: a link, above all.
+            let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let open = File::from(nix::fcntl::open(directory, flags, Mode::empty())?);
             // Whatever the umask.
-            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o750))?;
-            if let Some((uid, gid)) = self.owner {
-                let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-                nix::unistd::chown(directory, Some(uid), Some(gid))?;
+            open.set_permissions(std::fs::Permissions::from_mode(0o750))?;
+            made.push(open);
+        }
+        // Only now: who owns a directory could put something else in the place of the next one.
+        if let Some((uid, gid)) = self.owner {
+            for open in made {
+                nix::unistd::fchown(&open, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
             }
         }
         Ok(())

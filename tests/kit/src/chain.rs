@@ -97,7 +97,8 @@ impl Service {
             .args(["--", "heartbeat", "--port", &port, "--path", "/health"])
             .args(["--children", "--stuck", "6s", "--interval", "1s"])
             .args(["--exec", "replsock eval --all --timeout 2s shop 1"])
-            .args(["--grace", "2s", "--cooldown", "2s", "--on-fail", HEAL])
+            .args(["--grace", "2s", "--cooldown", "2s", "--cooldown-max", "2s"])
+            .args(["--limit", "0", "--on-fail", HEAL])
             .args(["--", "spawnwork", "-n", "3", "-C", "releases/current"])
             .args(["--control", "app.sock", "--pid-file", "app.pid"])
             .args(["--probation", "500ms", "--stop-timeout", stop_timeout])
@@ -185,7 +186,7 @@ impl Service {
         assert_eq!(
             others,
             0,
-            "{:?} {:?}\n{}",
+            "of {pid}: {:?} {:?}\n{}",
             tally.failed,
             tally.broken,
             self.said()
