@@ -194,6 +194,25 @@ impl Victims {
     }
 }
 
+#[test]
+fn metrics_are_not_written_through_a_link_that_was_laid_out() {
+    let (victims, dir) = (Victims::new(), Dir::new());
+    let metrics = dir.path().join("m.prom");
+    // The name that could be known before: that of the process.
+    let script =
+        "ln -s \"$1\" \"$2.$$\"; exec \"$3\" --pid $PPID --interval 100ms --metrics \"$2\"";
+    let mut heart = Run::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(victims.dir.path().join("file"))
+        .arg(&metrics)
+        .arg(tool("heartbeat"))
+        .start();
+    eventually("metrics", || metrics.exists().then_some(()));
+    assert!(metrics.symlink_metadata().unwrap().is_file());
+    let _ = heart.stop();
+    victims.assert_whole("metrics");
+}
+
 /// Somebody puts links in the place of whatever root makes in a directory that he can write to: nothing outside of it
 /// is written, cut, given away or opened to others.
 #[test]
