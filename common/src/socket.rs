@@ -684,6 +684,31 @@ mod tests {
     }
 
     #[test]
+    fn rights_are_given_to_a_socket_and_to_nothing_that_takes_its_place() {
+        let directory = directory("rights");
+        let (file, path) = (directory.join("f"), directory.join("s"));
+        let rights = |mode| UnixRights { mode, owner: None };
+        let mode = |path: &Path| path.symlink_metadata().unwrap().mode() & 0o777;
+        let _fd = listen_unix(&path, rights(0o600), 8).unwrap();
+        set_rights(&path, rights(0o666)).unwrap();
+        assert_eq!(mode(&path), 0o666);
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        // A file, a link to one, a link to a socket, and a socket that somebody has given another name.
+        let links = [directory.join("to-file"), directory.join("to-socket")];
+        std::os::unix::fs::symlink(&file, &links[0]).unwrap();
+        std::os::unix::fs::symlink(&path, &links[1]).unwrap();
+        for wrong in [&file, &links[0], &links[1]] {
+            let refused = set_rights(wrong, rights(0o644)).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{wrong:?}");
+        }
+        std::fs::hard_link(&path, directory.join("other")).unwrap();
+        assert!(set_rights(&path, rights(0o644)).is_err());
+        assert_eq!((mode(&file), mode(&path)), (0o600, 0o666));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
     fn the_holder_of_a_port_is_found() {
         let fd = listen_tcp("127.0.0.1:0".parse().unwrap(), None, 8).unwrap();
         let Ok(LocalAddr::Inet(bound)) = local_addr(&fd) else {
