@@ -246,7 +246,7 @@ fn a_race_for_names_gets_nothing_of_roots() {
                 attacker.out_line("a swap", |line| line == "swapped");
             }
             let at = |name: &str| place.join(name).into_os_string();
-            for turn in 0..60 {
+            for turn in 0..40 {
                 let when = format!("{rights:o}, {victim}, {turn}");
                 // It may end in any way: only what it leaves behind counts.
                 let _ = Run::new(&logreopen)
