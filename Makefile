@@ -75,9 +75,9 @@ audit: cargo ## licences, duplicates, sources and known faults of all dependenci
 	@cargo-deny fetch >/dev/null 2>&1 || { echo "make: NOT CHECKED: known faults (advisories): https://github.com/RustSec/advisory-db cannot be fetched; licences, duplicates and sources are as they should be" >&2; exit 1; }
 	cargo-deny check advisories
 
-bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node; watchtouch beside inotifywait, entr and node; replsock beside socat, dtach and node's repl
+bench: all ## ours and each peer that is installed, side by side: tables, TSV and pictures in target/bench; ONLY=reload,idle takes some
 	tests/setup.sh bench
-	$(CARGO) bench --package bench
+	ONLY="$(ONLY)" $(CARGO) run --quiet --release --package bench --bin bench
 
 clean: cargo ## remove what was built
 	$(CARGO) clean
