@@ -20,7 +20,7 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share
 EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
 .DEFAULT_GOAL = all
-.PHONY: all test check man install uninstall demo soak-logs bench clean help cargo
+.PHONY: all test check man install uninstall demo soak-logs soak audit bench clean help cargo
 
 all: cargo ## build the programs, optimised, into target/release
 	$(CARGO) build --release $(TOOLS:%=--package %)
@@ -64,6 +64,16 @@ demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 
 soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real logrotate, none lost
 	tests/setup.sh
 	SOAK_LINES=100000000 SOAK_ROTATIONS=1000 $(CARGO) test --release --package logreopen --test logreopen_soak -- --nocapture
+
+soak: cargo ## the whole chain under load for HOURS (1; 0.033 is two minutes), with random faults (SEED repeats them)
+	tests/setup.sh
+	SOAK_HOURS="$(or $(HOURS),1)" SOAK_SEED="$(or $(SEED),$(shell date +%s))" $(CARGO) test --release --package spawnwork --test soak -- --nocapture
+
+audit: cargo ## licences, duplicates, sources and known faults of all dependencies (cargo-deny)
+	@command -v cargo-deny >/dev/null 2>&1 || { echo "make: NOT CHECKED: anything: cargo-deny is missing (cargo install --locked cargo-deny)" >&2; exit 2; }
+	cargo-deny check bans licenses sources
+	@cargo-deny fetch >/dev/null 2>&1 || { echo "make: NOT CHECKED: known faults (advisories): https://github.com/RustSec/advisory-db cannot be fetched; licences, duplicates and sources are as they should be" >&2; exit 1; }
+	cargo-deny check advisories
 
 bench: all ## ours and each peer that is installed, side by side: tables, TSV and pictures in target/bench; ONLY=reload,idle takes some
 	tests/setup.sh bench

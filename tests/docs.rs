@@ -790,6 +790,8 @@ fn targets_of_make_have_a_line_of_help() {
         "install",
         "uninstall",
         "demo",
+        "soak",
+        "audit",
         "bench",
         "clean",
         "help",

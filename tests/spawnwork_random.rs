@@ -8,25 +8,13 @@
 )]
 
 use kit::load::{Load, Options};
+use kit::random::Random;
 use kit::{Dir, Run, eventually, free_port};
 use nix::sys::signal::Signal;
 
 const SPAWNWORK: &str = env!("CARGO_BIN_EXE_spawnwork");
 
 const GOOD: &str = "require('http').createServer((q, r) => r.end(`hello ${process.pid} VERSION\\n`)).listen(Number(process.env.PORT), '127.0.0.1');\n";
-
-/// splitmix64
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % most
-    }
-}
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())

@@ -120,7 +120,8 @@ fn decide(facts: &Facts) -> Result<Delegated, Refused> {
 }
 
 /// Our place in the unified hierarchy, by the text of /proc/self/cgroup.
-fn place(text: &str) -> Option<&str> {
+#[must_use]
+pub fn place(text: &str) -> Option<&str> {
     let place = text.lines().find_map(|line| line.strip_prefix("0::"))?;
     // Outside of our namespace, or removed.
     let seen =
@@ -130,13 +131,14 @@ fn place(text: &str) -> Option<&str> {
 
 /// A mount of the unified hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Mount {
+pub struct Mount {
     root: PathBuf,
     point: PathBuf,
 }
 
 /// Those of /proc/self/mountinfo (proc_pid_mountinfo(5)).
-fn mounts(text: &str) -> Vec<Mount> {
+#[must_use]
+pub fn mounts(text: &str) -> Vec<Mount> {
     let mount = |line: &str| {
         let (head, tail) = line.split_once(" - ")?;
         let mut fields = head.split(' ').skip(3);

@@ -294,8 +294,9 @@ pub fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// The command's name may hold anything, parentheses too: everything counts from the last one.
-fn parse_stat(text: &[u8]) -> Option<Stat> {
+/// The text of it. The command's name may hold anything, parentheses too: everything counts from the last one.
+#[must_use]
+pub fn parse_stat(text: &[u8]) -> Option<Stat> {
     let close = text.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
     let mut words = rest.split_ascii_whitespace();

@@ -1,14 +1,17 @@
 //! Addresses and listening sockets.
 
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getpeername,
     getsockname, listen as listen_on, setsockopt, socket, sockopt,
 };
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid};
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Where something listens.
@@ -157,14 +160,31 @@ pub fn listen_unix(path: &Path, rights: UnixRights, backlog: i32) -> io::Result<
     Ok(fd)
 }
 
-/// Gives a unix socket's path its mode and owner.
+/// Gives a unix socket's path its mode and owner. Not to what a link leads to, and not to another file than
+/// the socket that is there when we look: whoever may write to the directory can put something else there at
+/// any moment, and root would give it away.
 ///
 /// # Errors
-/// Those of chmod(2) and chown(2).
+/// Those of chmod(2) and chown(2); EPERM where no socket stands there, or one that has another name, too.
 pub fn set_rights(path: &Path, rights: UnixRights) -> io::Result<()> {
-    std::fs::set_permissions(path, PermissionsExt::from_mode(rights.mode))?;
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open = std::fs::File::from(nix::fcntl::open(path, flags, Mode::empty())?);
+    let found = open.metadata()?;
+    if !found.file_type().is_socket() || found.nlink() != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    let held = PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()));
+    // In a jail without /proc nothing but the path can be given a mode.
+    let named = if held.exists() { &*held } else { path };
+    std::fs::set_permissions(named, PermissionsExt::from_mode(rights.mode))?;
     if let Some((uid, gid)) = rights.owner {
-        std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+        nix::unistd::fchownat(
+            &open,
+            "",
+            Some(Uid::from_raw(uid)),
+            Some(Gid::from_raw(gid)),
+            AtFlags::AT_EMPTY_PATH,
+        )?;
     }
     Ok(())
 }
@@ -660,6 +680,31 @@ mod tests {
             Some(libc::EADDRINUSE)
         );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn rights_are_given_to_a_socket_and_to_nothing_that_takes_its_place() {
+        let directory = directory("rights");
+        let (file, path) = (directory.join("f"), directory.join("s"));
+        let rights = |mode| UnixRights { mode, owner: None };
+        let mode = |path: &Path| path.symlink_metadata().unwrap().mode() & 0o777;
+        let _fd = listen_unix(&path, rights(0o600), 8).unwrap();
+        set_rights(&path, rights(0o666)).unwrap();
+        assert_eq!(mode(&path), 0o666);
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        // A file, a link to one, a link to a socket, and a socket that somebody has given another name.
+        let links = [directory.join("to-file"), directory.join("to-socket")];
+        std::os::unix::fs::symlink(&file, &links[0]).unwrap();
+        std::os::unix::fs::symlink(&path, &links[1]).unwrap();
+        for wrong in [&file, &links[0], &links[1]] {
+            let refused = set_rights(wrong, rights(0o644)).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EPERM), "{wrong:?}");
+        }
+        std::fs::hard_link(&path, directory.join("other")).unwrap();
+        assert!(set_rights(&path, rights(0o644)).is_err());
+        assert_eq!((mode(&file), mode(&path)), (0o600, 0o666));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

@@ -276,9 +276,15 @@ fn put(path: &Path, text: &str) -> std::io::Result<()> {
         return std::io::Write::write_all(&mut file, text.as_bytes());
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
+    // Nobody can know the name, and no link is written through: the directory may be one that others write to.
+    name.push(format!(".{:08x}", common::time::random() as u32));
     let temporary = path.with_file_name(name);
-    let done = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&temporary)?;
+    let done = std::io::Write::write_all(&mut file, text.as_bytes())
+        .and_then(|()| std::fs::rename(&temporary, path));
     if done.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }

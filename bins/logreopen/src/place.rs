@@ -3,14 +3,15 @@
 
 use common::error::describe;
 use common::file::{Identity, fd_identity};
-use nix::fcntl::{FlockArg, OFlag};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, FlockArg, OFlag};
+use nix::sys::stat::{Mode, SFlag};
 use nix::unistd::{Gid, Uid};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Whether others may write the file too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +79,21 @@ impl Place {
             | OFlag::O_CLOEXEC
             | OFlag::O_NONBLOCK
             | OFlag::O_NOCTTY;
-        if self.wary && others_decide(directory_of(&self.path)) {
-            flags |= OFlag::O_NOFOLLOW;
-        }
+        // As root nothing is done by a path that somebody else may bend on the way.
+        let walked = if self.wary { Some(self.walk()?) } else { None };
+        let (at, name) = match (&walked, self.path.file_name()) {
+            (Some(directory), Some(name)) => {
+                if others_decide(directory) {
+                    flags |= OFlag::O_NOFOLLOW;
+                }
+                (directory.as_fd(), Path::new(name))
+            }
+            _ => (nix::fcntl::AT_FDCWD, &*self.path),
+        };
         let mut tries = 0;
         let (file, made) = loop {
             tries += 1;
-            match nix::fcntl::open(&self.path, flags, Mode::empty()) {
+            match nix::fcntl::openat(at, name, flags, Mode::empty()) {
                 Ok(fd) => break (File::from(fd), false),
                 Err(nix::Error::ENOENT) if tries < 10 => {}
                 Err(why) => return Err(why.into()),
@@ -103,7 +112,7 @@ impl Place {
                     OFlag::O_EXCL
                 };
             let mode = Mode::from_bits_truncate(self.mode & 0o600);
-            match nix::fcntl::open(&self.path, make, mode) {
+            match nix::fcntl::openat(at, name, make, mode) {
                 Ok(fd) => break (File::from(fd), true),
                 // Somebody made it in this moment.
                 Err(nix::Error::EEXIST) => {}
@@ -134,6 +143,72 @@ impl Place {
         })
     }
 
+    /// Its directory, opened by way of its parents, so that it is the one that was looked at: a link in a
+    /// directory that others can write leads nowhere. Missing ones are made, if that is wished.
+    fn walk(&self) -> io::Result<File> {
+        let directory = directory_of(&self.path);
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let start = if directory.is_absolute() { "/" } else { "." };
+        let start = nix::fcntl::open(start, flags | OFlag::O_PATH, Mode::empty())?;
+        let (mut at, mut made) = (File::from(start), Vec::new());
+        for part in directory.components() {
+            let name = match part {
+                Component::Normal(name) => name,
+                Component::ParentDir => OsStr::new(".."),
+                Component::Prefix(_) | Component::RootDir | Component::CurDir => continue,
+            };
+            let follow = if others_decide(&at) {
+                OFlag::O_NOFOLLOW
+            } else {
+                OFlag::empty()
+            };
+            let next = match nix::fcntl::openat(
+                &at,
+                name,
+                flags | OFlag::O_PATH | follow,
+                Mode::empty(),
+            ) {
+                Ok(next) => File::from(next),
+                Err(nix::Error::ENOENT) if self.mkdir => {
+                    match nix::sys::stat::mkdirat(&at, name, Mode::from_bits_truncate(0o750)) {
+                        Ok(()) => {
+                            let open = opened_directory(&at, name)?;
+                            made.push(open.try_clone()?);
+                            open
+                        }
+                        // Somebody made it in this moment.
+                        Err(nix::Error::EEXIST) => File::from(nix::fcntl::openat(
+                            &at,
+                            name,
+                            flags | OFlag::O_PATH | follow,
+                            Mode::empty(),
+                        )?),
+                        Err(why) => return Err(why.into()),
+                    }
+                }
+                // What open(2) says of a link that is not followed where a directory is wanted.
+                Err(nix::Error::ENOTDIR) if !follow.is_empty() && is_link(&at, name) => {
+                    return Err(nix::Error::ELOOP.into());
+                }
+                Err(why) => return Err(why.into()),
+            };
+            at = next;
+        }
+        self.give(&made)?;
+        Ok(at)
+    }
+
+    /// What was made, to whoever owns the file. Only when all is made: who owns a directory could put
+    /// something else in the place of the next one.
+    fn give(&self, made: &[File]) -> io::Result<()> {
+        if let Some((uid, gid)) = self.owner {
+            for open in made {
+                nix::unistd::fchown(open, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The missing directories, for whoever owns the file.
     fn make_directories(&self) -> io::Result<()> {
         let mut missing = Vec::new();
@@ -142,19 +217,15 @@ impl Place {
             missing.push(at);
             at = directory_of(at);
         }
+        let mut made = Vec::new();
         for directory in missing.into_iter().rev() {
             match std::fs::DirBuilder::new().mode(0o750).create(directory) {
                 Err(why) if why.kind() == io::ErrorKind::AlreadyExists => continue,
                 done => done?,
             }
-            // Whatever the umask.
-            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o750))?;
-            if let Some((uid, gid)) = self.owner {
-                let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-                nix::unistd::chown(directory, Some(uid), Some(gid))?;
-            }
+            made.push(opened_directory(nix::fcntl::AT_FDCWD, directory)?);
         }
-        Ok(())
+        self.give(&made)
     }
 
     /// Takes the lock that the file is to have.
@@ -211,10 +282,24 @@ fn is_socket(path: &Path) -> bool {
 }
 
 /// Somebody else than root may put names into the directory.
-fn others_decide(directory: &Path) -> bool {
+fn others_decide(directory: &File) -> bool {
     directory
         .metadata()
         .is_ok_and(|found| found.uid() != 0 || found.mode() & 0o022 != 0)
+}
+
+fn is_link(at: impl AsFd, name: &OsStr) -> bool {
+    nix::sys::stat::fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+        .is_ok_and(|found| found.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFLNK.bits())
+}
+
+/// The directory that was just made, with the mode that it is to have whatever the umask; not what somebody may have put
+/// in its place, a link above all.
+fn opened_directory(at: impl AsFd, name: impl AsRef<Path>) -> io::Result<File> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let open = File::from(nix::fcntl::openat(at, name.as_ref(), flags, Mode::empty())?);
+    open.set_permissions(std::fs::Permissions::from_mode(0o750))?;
+    Ok(open)
 }
 
 /// Unreadable: then nobody knows, and no newline is added.

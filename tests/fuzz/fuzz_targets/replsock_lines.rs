@@ -1,32 +1,3 @@
-//! replsock's JSON lines: whatever an agent says, in whatever pieces, is read as answers or ends the session.
 #![no_main]
-#![allow(dead_code, missing_docs)]
 
-#[path = "../../../bins/replsock/src/wire.rs"]
-mod wire;
-
-use libfuzzer_sys::fuzz_target;
-
-fn all(bytes: &[u8], step: usize) -> (Vec<String>, bool) {
-    let mut lines = wire::Lines::default();
-    let mut out = Vec::new();
-    for part in bytes.chunks(step.max(1)) {
-        lines.push(part);
-        loop {
-            match lines.take() {
-                Ok(Some(answer)) => out.push(format!("{answer:?}")),
-                Ok(None) => break,
-                Err(_) => return (out, false),
-            }
-        }
-    }
-    (out, true)
-}
-
-fuzz_target!(|bytes: &[u8]| {
-    let Some((step, bytes)) = bytes.split_first() else {
-        return;
-    };
-    let (answers, well) = all(bytes, usize::from(*step));
-    assert_eq!((answers, well), all(bytes, usize::MAX));
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzzed::replsock_lines::run(bytes));

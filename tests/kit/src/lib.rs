@@ -14,7 +14,10 @@
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
 //! | a file system like that of a network, and one that hangs | [`fuse`] |
+//! | all five as one service | [`chain`] |
 //! | numbered lines, and what of them arrived | [`logs`] |
+//! | whether something grows | [`slope`] |
+//! | random numbers | [`random`] |
 //! | a file touched, and how often that was seen | [`touch`] |
 #![allow(
     clippy::disallowed_methods,
@@ -24,6 +27,7 @@
 )]
 
 pub mod certs;
+pub mod chain;
 pub mod dir;
 pub mod etcd;
 pub mod fuse;
@@ -34,8 +38,10 @@ pub mod load;
 pub mod logs;
 pub mod mount;
 pub mod net;
+pub mod random;
 pub mod run;
 pub mod served;
+pub mod slope;
 pub mod touch;
 
 pub use dir::Dir;

@@ -256,6 +256,16 @@ impl Running {
         self.out.to_its_end()
     }
 
+    /// The lines of standard error so far, which are not looked at or kept any longer: a run of hours would
+    /// hold them all.
+    pub fn forget(&mut self) -> String {
+        let mut state = self.err.0.0.lock().unwrap();
+        let whole = state.0.iter().rposition(|byte| *byte == b'\n');
+        let rest = state.0.split_off(whole.map_or(0, |last| last + 1));
+        self.seen = 0;
+        String::from_utf8_lossy(&std::mem::replace(&mut state.0, rest)).into_owned()
+    }
+
     /// The next line of this event, after the one found last.
     pub fn event(&mut self, name: &str) -> String {
         self.event_with(name, "")

@@ -3,10 +3,18 @@
 use common::error::{Doing, Result};
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 const SOURCE: &str = include_str!("drain.cjs");
+
+/// Nobody else decides what stands in it. The variable may have come along from another user's session (su, sudo -E): he
+/// could put his own module in the place of ours, and root's workers would load it.
+fn is_ours_alone(directory: &Path) -> bool {
+    directory.metadata().is_ok_and(|found| {
+        found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0
+    })
+}
 
 /// A directory of our own with the module in it; removed with this value, by the process that made it.
 ///
@@ -26,7 +34,7 @@ impl Preload {
     pub fn write() -> Result<Preload> {
         let runtime = std::env::var_os("XDG_RUNTIME_DIR")
             .map(PathBuf::from)
-            .filter(|path| path.is_absolute());
+            .filter(|path| path.is_absolute() && is_ours_alone(path));
         let places = [
             runtime,
             Some(PathBuf::from("/run")),
@@ -65,7 +73,7 @@ impl Preload {
             .mode(0o444)
             .open(preload.path())?;
         file.write_all(SOURCE.as_bytes())?;
-        std::fs::set_permissions(preload.path(), PermissionsExt::from_mode(0o444))?;
+        file.set_permissions(PermissionsExt::from_mode(0o444))?;
         std::fs::set_permissions(&preload.directory, PermissionsExt::from_mode(0o755))?;
         Ok(preload)
     }
@@ -89,7 +97,7 @@ impl Preload {
                 .mode(0o444)
                 .open(&new)?;
             file.write_all(SOURCE.as_bytes())?;
-            std::fs::set_permissions(&new, PermissionsExt::from_mode(0o444))?;
+            file.set_permissions(PermissionsExt::from_mode(0o444))?;
             std::fs::rename(&new, preload.path())
         };
         replace().doing("write the preload of node workers")?;
