@@ -87,6 +87,13 @@ need insmod kmod
 need etcd etcd-server
 need etcdctl etcd-client
 need strace strace
+need file file
+need strip binutils
+need dpkg-deb dpkg
+need dpkg-shlibdeps dpkg-dev
+need lintian lintian
+# A C compiler for static programs. Where Rust has no target for musl, or this one is missing, they are linked to glibc.
+need musl-gcc musl-tools
 need ruby ruby
 need sqlite3 sqlite3
 if [ "${1:-}" = bench ]; then
