@@ -34,7 +34,7 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share
 EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
 .DEFAULT_GOAL = all
-.PHONY: all test check man install uninstall dist deb demo soak-logs bench clean help cargo
+.PHONY: all test check man install uninstall dist deb demo soak-logs systemd bench clean help cargo
 
 all: cargo ## build the programs, optimised, into target/release
 	$(CARGO) build --release $(TOOLS:%=--package %)
@@ -85,6 +85,11 @@ demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 
 soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real logrotate, none lost
 	tests/setup.sh
 	SOAK_LINES=100000000 SOAK_ROTATIONS=1000 $(CARGO) test --release --package logreopen --test logreopen_soak -- --nocapture
+
+systemd: ## the units of examples/systemd once more, under Debian 13's systemd (257): notify-reload and its store
+	tests/setup.sh systemd
+	NIRVANA_SYSTEMD_ROOT="$${NIRVANA_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/nirvana-tests}/debian-13" \
+		$(CARGO) test --package spawnwork --test examples_systemd -- --nocapture
 
 bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node; watchtouch beside inotifywait, entr and node; replsock beside socat, dtach and node's repl
 	tests/setup.sh bench

@@ -3,6 +3,7 @@
 #
 #   tests/setup.sh          what `make check`, `make test` and `make demo` need
 #   tests/setup.sh bench    besides, the peers that `make bench` measures
+#   tests/setup.sh systemd  besides, what `make systemd` boots: Debian 13, in the cache
 #
 # Node's releases and the frameworks are npm packages, kept in
 # ${NIRVANA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nirvana-tests}:
@@ -109,6 +110,9 @@ if [ "${1:-}" = bench ]; then
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi
+if [ "${1:-}" = systemd ]; then
+	need debootstrap debootstrap
+fi
 need node nodejs
 # NodeSource's package brings npm along, Debian's does not.
 if command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then
@@ -204,6 +208,19 @@ fi
 if [ -n "$failed" ]; then
 	say "could not install:$failed"
 	exit 1
+fi
+
+# ---- Debian 13, in the cache ----
+
+debian=$cache/debian-13
+if [ "${1:-}" = systemd ] && [ ! -d "$debian" ]; then
+	say "Debian 13 into $debian: some minutes"
+	# From where this machine has its own packages.
+	site=$(apt-get indextargets --format "\$(SITE)" | head -n 1)
+	rm -rf "$debian.new"
+	PATH=$PATH:/usr/sbin debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,nodejs \
+		trixie "$debian.new" "$site/" >&2
+	mv "$debian.new" "$debian"
 fi
 
 # ---- watchexec, in the cache ----
