@@ -1,5 +1,7 @@
 # shellcheck shell=sh
 # What dist.sh and deb.sh share; read by them with `.`, from the top directory of the source.
+# They use what is set here, and run with `set -e`:
+# shellcheck disable=SC2034,SC2164
 
 name=nirvana
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)

@@ -23,8 +23,9 @@ install -m 644 README.md LICENSE CHANGELOG.md "$staged/$top"
 packaging/licences.sh >"$staged/$top/THIRD-PARTY"
 (
 	cd "$staged/$top"
-	find . -type f ! -name SHA256SUMS -print | sed 's,^\./,,' | sort | while read -r file; do sha256sum "$file"; done >SHA256SUMS
-)
+	find . -type f -print | sed 's,^\./,,' | sort | while read -r file; do sha256sum "$file"; done
+) >"$staged/sums"
+install -m 644 "$staged/sums" "$staged/$top/SHA256SUMS"
 
 mkdir -p "$out"
 tar --create --format=gnu --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \

@@ -23,10 +23,10 @@ printf '%s\n' "$list" | sed 's/ (\*)$//; /^$/d; /(\//d; s/ v\([^ |]*\)[^|]*|/ \1
 		printf '\n%s\n%s: %s\n' "$line" "$crate" "$licence"
 		# MIT's text is short: where there is one, it is the one that is taken. Otherwise all of them.
 		directory=$(printf '%s\n' "$sources"/*/"${crate% *}-${crate#* }" | head -n 1)
-		texts=$(cd "$directory" && ls | grep -i mit | head -n 1) || true
-		[ -n "$texts" ] || texts=$(cd "$directory" && ls | grep -E '^(LICEN[CS]E|COPYING|UNLICENSE)') || true
+		texts=$(find "$directory" -maxdepth 1 -type f -iname '*mit*' | sort | head -n 1)
+		[ -n "$texts" ] || texts=$(find "$directory" -maxdepth 1 -type f \( -name 'LICEN[CS]E*' -o -name 'COPYING*' \) | sort)
 		for text in $texts; do
 			echo
-			cat "$directory/$text"
+			cat "$text"
 		done
 	done

@@ -78,6 +78,7 @@ need git git
 need busybox busybox
 need runsv runit
 need s6-supervise s6
+need openrc-run openrc
 need zsh zsh
 need fish fish
 need linux.uml user-mode-linux
