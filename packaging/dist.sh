@@ -20,6 +20,8 @@ done
 top=$name-$version-$arch-linux
 stage "$programs" "/$top"
 install -m 644 README.md LICENSE CHANGELOG.md "$staged/$top"
+# The README shows it.
+install -D -m 644 docs/chain.svg "$staged/$top/docs/chain.svg"
 packaging/licences.sh >"$staged/$top/THIRD-PARTY"
 (
 	cd "$staged/$top"
