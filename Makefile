@@ -19,7 +19,7 @@ MUSL = $(HOST:-gnu=-musl)
 DIST_TARGET ?= $(if $(and $(wildcard $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/$(MUSL)/lib/*.rlib),$(shell command -v musl-gcc)),$(MUSL),$(HOST))
 DIST_PROFILE ?= release
 DIST_BUILT = $(TARGET)/$(DIST_TARGET)/$(if $(filter dev,$(DIST_PROFILE)),debug,$(DIST_PROFILE))
-# No path of this machine stands in the programs: two directories, the same bytes.
+# No path of this machine stands in the programs.
 DIST_FLAGS = -C target-feature=+crt-static --remap-path-prefix=$(CURDIR)=/nirvana --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 
 TOOLS = heartbeat logreopen replsock spawnwork watchtouch
