@@ -7,11 +7,25 @@ INSTALL ?= install
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 TARGET = $(or $(CARGO_TARGET_DIR),target)
+# Where the programs lie that are installed or packed. Who sets it has built them: nothing is built then.
+BUILT = $(TARGET)/release
+GIVEN = $(filter command,$(origin BUILT))
+# Where dist and deb put what they made.
+DISTDIR ?= dist
+# Static programs: with musl, which is whole in them, where this Rust has it and there is its C compiler (ring's C).
+# Otherwise with glibc, which is not quite: see README, Packages.
+HOST = $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+MUSL = $(HOST:-gnu=-musl)
+DIST_TARGET ?= $(if $(and $(wildcard $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/$(MUSL)/lib/*.rlib),$(shell command -v musl-gcc)),$(MUSL),$(HOST))
+DIST_PROFILE ?= release
+DIST_BUILT = $(TARGET)/$(DIST_TARGET)/$(if $(filter dev,$(DIST_PROFILE)),debug,$(DIST_PROFILE))
+# No path of this machine stands in the programs.
+DIST_FLAGS = -C target-feature=+crt-static --remap-path-prefix=$(CURDIR)=/nirvana --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 
 TOOLS = heartbeat logreopen replsock spawnwork watchtouch
 PAGES1 = $(wildcard man/man1/*.1)
 PAGES7 = $(wildcard man/man7/*.7)
-SCRIPTS = $(wildcard .ci/run completions/generate docs/*.sh tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh) $(EXAMPLE_SCRIPTS)
+SCRIPTS = $(wildcard .ci/run completions/generate docs/*.sh packaging/*.sh tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh) $(EXAMPLE_SCRIPTS)
 # Run by whatever `sh` is on a host: checked as POSIX and as dash has it (shellcheck does not know busybox everywhere).
 EXAMPLE_SCRIPTS = $(wildcard examples/deploy/deploy examples/fleet/roll examples/openrc/shop $(foreach kind,runit s6,$(foreach name,run finish conf,examples/$(kind)/$(name))))
 EXAMPLES = $(shell find examples -name node_modules -prune -o -type f ! -name package-lock.json -print)
@@ -20,7 +34,7 @@ SHAREDIR = $(DESTDIR)$(PREFIX)/share
 EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
 .DEFAULT_GOAL = all
-.PHONY: all test check man install uninstall demo soak-logs soak audit bench clean help cargo
+.PHONY: all test check man install uninstall dist deb demo soak-logs soak systemd audit bench clean help cargo
 
 all: cargo ## build the programs, optimised, into target/release
 	$(CARGO) build --release $(TOOLS:%=--package %)
@@ -42,20 +56,27 @@ man: ## show the man pages as they lie here
 	@for page in $(PAGES1) $(PAGES7); do man -l "$$page" 2>/dev/null || mandoc -a "$$page" || exit; done
 
 install: ## install programs, man pages, completions and examples below DESTDIR and PREFIX (/usr/local)
-	@for tool in $(TOOLS); do [ -x "$(TARGET)/release/$$tool" ] || { echo "make: $(TARGET)/release/$$tool is not built: run 'make' first (as yourself, not as root)" >&2; exit 2; }; done
+	@for tool in $(TOOLS); do [ -x "$(BUILT)/$$tool" ] || { echo "make: $(BUILT)/$$tool is not built: run 'make' first (as yourself, not as root)" >&2; exit 2; }; done
 	$(INSTALL) -d "$(BINDIR)" "$(MANDIR)/man1" "$(MANDIR)/man7"
-	$(INSTALL) -m 755 $(TOOLS:%="$(TARGET)/release/%") "$(BINDIR)"
+	$(INSTALL) -m 755 $(TOOLS:%="$(BUILT)/%") "$(BINDIR)"
 	$(INSTALL) -m 644 $(PAGES1) "$(MANDIR)/man1"
 	$(INSTALL) -m 644 $(PAGES7) "$(MANDIR)/man7"
 	@for file in $(COMPLETIONS); do tool=$${file##*/}; tool=$${tool#_}; tool=$${tool%.fish}; shell=$${file%%[-/]*}; \
-		completions/generate "$(TARGET)/release/$$tool" $$shell >"$(TARGET)/release/$$tool.$$shell" && \
-		$(INSTALL) -D -m 644 "$(TARGET)/release/$$tool.$$shell" "$(SHAREDIR)/$$file" || exit; done
+		$(INSTALL) -D -m 644 /dev/null "$(SHAREDIR)/$$file" && \
+		completions/generate "$(BUILT)/$$tool" $$shell >"$(SHAREDIR)/$$file" || exit; done
 	@for file in $(EXAMPLES); do mode=644; [ ! -x "$$file" ] || mode=755; $(INSTALL) -D -m $$mode "$$file" "$(EXAMPLEDIR)/$${file#examples/}" || exit; done
 
 uninstall: ## remove what install put there, and nothing else
 	rm -f $(TOOLS:%="$(BINDIR)/%") $(patsubst man/%,"$(MANDIR)/%",$(PAGES1) $(PAGES7))
 	rm -f $(COMPLETIONS:%="$(SHAREDIR)/%") $(patsubst examples/%,"$(EXAMPLEDIR)/%",$(EXAMPLES))
 	@for directory in $(sort $(dir $(EXAMPLES))); do rmdir "$(EXAMPLEDIR)/$${directory#examples/}" 2>/dev/null; done; rmdir "$(EXAMPLEDIR)" "$(DESTDIR)$(PREFIX)/share/nirvana" 2>/dev/null; true
+
+dist: cargo ## static programs, pages, completions and examples as one tarball in DISTDIR (dist), with SHA256SUMS
+	$(if $(GIVEN),,RUSTFLAGS="$(DIST_FLAGS)" $(CARGO) build --profile $(DIST_PROFILE) --target $(DIST_TARGET) $(TOOLS:%=--package %))
+	packaging/dist.sh "$(if $(GIVEN),$(BUILT),$(DIST_BUILT))" "$(DISTDIR)" $(firstword $(subst -, ,$(DIST_TARGET)))
+
+deb: $(if $(GIVEN),cargo,all) ## a package for Debian and its kin in DISTDIR (dist); DEB_REVISION and DEB_MAINTAINER may be set
+	packaging/deb.sh "$(BUILT)" "$(DISTDIR)"
 
 demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 1 if a request failed
 	$(CARGO) build --release --package kit --bins
@@ -74,6 +95,11 @@ audit: cargo ## licences, duplicates, sources and known faults of all dependenci
 	cargo-deny check bans licenses sources
 	@cargo-deny fetch >/dev/null 2>&1 || { echo "make: NOT CHECKED: known faults (advisories): https://github.com/RustSec/advisory-db cannot be fetched; licences, duplicates and sources are as they should be" >&2; exit 1; }
 	cargo-deny check advisories
+
+systemd: ## the units of examples/systemd once more, under Debian 13's systemd (257): notify-reload and its store
+	tests/setup.sh systemd
+	NIRVANA_SYSTEMD_ROOT="$${NIRVANA_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/nirvana-tests}/debian-13" \
+		$(CARGO) test --package spawnwork --test examples_systemd -- --nocapture
 
 bench: all ## ours and each peer that is installed, side by side: tables, TSV and pictures in target/bench; ONLY=reload,idle takes some
 	tests/setup.sh bench

@@ -3,6 +3,7 @@
 #
 #   tests/setup.sh          what `make check`, `make test` and `make demo` need
 #   tests/setup.sh bench    besides, the peers that `make bench` measures
+#   tests/setup.sh systemd  besides, what `make systemd` boots: Debian 13, in the cache
 #
 # Node's releases and the frameworks are npm packages, kept in
 # ${NIRVANA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nirvana-tests}:
@@ -78,6 +79,7 @@ need git git
 need busybox busybox
 need runsv runit
 need s6-supervise s6
+need openrc-run openrc
 need zsh zsh
 need fish fish
 need linux.uml user-mode-linux
@@ -88,6 +90,13 @@ need insmod kmod
 need etcd etcd-server
 need etcdctl etcd-client
 need strace strace
+need file file
+need strip binutils
+need dpkg-deb dpkg
+need dpkg-shlibdeps dpkg-dev
+need lintian lintian
+# A C compiler for static programs. Where Rust has no target for musl, or this one is missing, they are linked to glibc.
+need musl-gcc musl-tools
 need ruby ruby
 need sqlite3 sqlite3
 if [ "${1:-}" = bench ]; then
@@ -104,6 +113,9 @@ if [ "${1:-}" = bench ]; then
 	need monit monit
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
+fi
+if [ "${1:-}" = systemd ]; then
+	need debootstrap debootstrap
 fi
 need node nodejs
 # NodeSource's package brings npm along, Debian's does not.
@@ -200,6 +212,19 @@ fi
 if [ -n "$failed" ]; then
 	say "could not install:$failed"
 	exit 1
+fi
+
+# ---- Debian 13, in the cache ----
+
+debian=$cache/debian-13
+if [ "${1:-}" = systemd ] && [ ! -d "$debian" ]; then
+	say "Debian 13 into $debian: some minutes"
+	# From where this machine has its own packages.
+	site=$(apt-get indextargets --format "\$(SITE)" | head -n 1)
+	rm -rf "$debian.new"
+	PATH=$PATH:/usr/sbin debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,nodejs \
+		trixie "$debian.new" "$site/" >&2
+	mv "$debian.new" "$debian"
 fi
 
 # ---- watchexec, in the cache ----
