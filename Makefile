@@ -57,9 +57,9 @@ uninstall: ## remove what install put there, and nothing else
 	rm -f $(COMPLETIONS:%="$(SHAREDIR)/%") $(patsubst examples/%,"$(EXAMPLEDIR)/%",$(EXAMPLES))
 	@for directory in $(sort $(dir $(EXAMPLES))); do rmdir "$(EXAMPLEDIR)/$${directory#examples/}" 2>/dev/null; done; rmdir "$(EXAMPLEDIR)" "$(DESTDIR)$(PREFIX)/share/nirvana" 2>/dev/null; true
 
-demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 1 if a request failed
+demo: all ## all of them around a small app under load: reloads, rotations, a kill -9, a bad deploy, a worker that spins; ends 1 if a request or a log line is lost
 	$(CARGO) build --release --package kit --bins
-	"$(TARGET)/release/demo" "$(TARGET)/release/spawnwork" tests/apps
+	"$(TARGET)/release/demo" "$(TARGET)/release" tests/apps
 
 soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real logrotate, none lost
 	tests/setup.sh

@@ -26,9 +26,9 @@ fn spawnwork(args: &[&str]) -> Run {
     Run::new(env!("CARGO_BIN_EXE_spawnwork")).args(args)
 }
 
-/// Between two requests of a client: at each moment of a step some are in flight and some connections are idle, and
-/// the machine has time left for the reloads, instead of all of it being spent on as many requests as it can do.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Between two requests of a client: at each moment of a step a dozen slow ones are in flight and other connections are
+/// idle, and the machine has time left for the reloads, instead of all of it going into requests.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// 64 connections, of which 48 are kept; one request of sixteen takes 300 ms.
 fn load_on(port: u16) -> Options {
