@@ -9,6 +9,8 @@ pub fn abort_on_panic() {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |what| {
             before(what);
+            // The panic has said why.
+            #[allow(clippy::disallowed_methods)]
             std::process::abort();
         }));
     }
