@@ -28,7 +28,7 @@ all: cargo ## build the programs, optimised, into target/release
 test: cargo ## install what the tests need, build everything, run all tests
 	tests/setup.sh
 	$(CARGO) build --workspace --all-targets
-	tests/run.sh
+	NIRVANA_BUILT=1 tests/run.sh
 
 check: cargo ## formatting, clippy, man pages and shell scripts, without one complaint
 	$(CARGO) fmt --all --check
