@@ -61,6 +61,7 @@ need promtool prometheus
 need nginx nginx-light
 need redis-server redis-server
 need unshare util-linux
+need nsenter util-linux
 need ss iproute2
 need logrotate logrotate
 need gzip gzip
