@@ -42,7 +42,7 @@ all: cargo ## build the programs, optimised, into target/release
 test: cargo ## install what the tests need, build everything, run all tests
 	tests/setup.sh
 	$(CARGO) build --workspace --all-targets
-	$(CARGO) test --workspace --no-fail-fast
+	NIRVANA_BUILT=1 tests/run.sh
 
 check: cargo ## formatting, clippy, man pages and shell scripts, without one complaint
 	$(CARGO) fmt --all --check
@@ -78,9 +78,9 @@ dist: cargo ## static programs, pages, completions and examples as one tarball i
 deb: $(if $(GIVEN),cargo,all) ## a package for Debian and its kin in DISTDIR (dist); DEB_REVISION and DEB_MAINTAINER may be set
 	packaging/deb.sh "$(BUILT)" "$(DISTDIR)"
 
-demo: all ## a small app under load: two reloads, a kill -9, a bad deploy; ends 1 if a request failed
+demo: all ## all of them around a small app under load: reloads, rotations, a kill -9, a bad deploy, a worker that spins; ends 1 if a request or a log line is lost
 	$(CARGO) build --release --package kit --bins
-	"$(TARGET)/release/demo" "$(TARGET)/release/spawnwork" tests/apps
+	"$(TARGET)/release/demo" "$(TARGET)/release" tests/apps
 
 soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real logrotate, none lost
 	tests/setup.sh

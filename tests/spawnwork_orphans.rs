@@ -794,7 +794,7 @@ fn a_unix_path_of_listen_stays_what_it_is() {
 fn apps_with_handlers_of_their_own_finish_what_they_have_begun() {
     let _alone = alone();
     for (version, handler, talk) in [("16", "exit", ""), ("26", "exit", "1"), ("20", "", "1")] {
-        let mut service = Service::node(version, &["--stop-timeout", "5s"]);
+        let mut service = Service::node(version, &["--stop-timeout", "50s"]);
         service.env.push(("TERM_HANDLER", handler.to_owned()));
         service.env.push(("TALK", talk.to_owned()));
         let mut master = service.start();

@@ -26,6 +26,10 @@ fn spawnwork(args: &[&str]) -> Run {
     Run::new(env!("CARGO_BIN_EXE_spawnwork")).args(args)
 }
 
+/// Between two requests of a client: at each moment of a step a dozen slow ones are in flight and other connections are
+/// idle, and the machine has time left for the reloads, instead of all of it going into requests.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// 64 connections, of which 48 are kept; one request of sixteen takes 300 ms.
 fn load_on(port: u16) -> Options {
     let mut paths = vec!["/"; 16];
@@ -48,7 +52,7 @@ fn twenty_reloads(node: &Path, app: &Path, balance: &str) {
         .env("NODE_PATH", kit::cache().join("frameworks/node_modules"))
         .start();
     master.event("generation-serving");
-    let load = Load::start(&load_on(port));
+    let load = Load::paced(&load_on(port), PAUSE);
     for _ in 0..20 {
         load.answer(50);
         master.signal(Signal::SIGUSR2);
@@ -147,7 +151,7 @@ fn bad_deploys_cost_no_request_and_the_fix_comes_at_once() {
         ]);
         let mut options = load_on(port);
         options.paths = vec!["/"];
-        let load = Load::start(&options);
+        let load = Load::paced(&options, PAUSE);
         for (text, reason) in bad {
             load.answer(50);
             dir.write("app.js", text);
@@ -194,7 +198,7 @@ fn a_worker_killed_every_200_ms_takes_only_its_own_requests_along() {
     let mut pids: Vec<String> = (0..4)
         .map(|_| field(&master.event("worker-ready"), "pid"))
         .collect();
-    let load = Load::start(&load_on(port));
+    let load = Load::paced(&load_on(port), PAUSE);
     load.answer(100);
     let end = Instant::now() + Duration::from_secs(5);
     let mut killed = Vec::new();
@@ -241,7 +245,7 @@ fn a_reload_while_old_workers_still_drain() {
     master.event("generation-serving");
     let mut options = load_on(port);
     options.paths = vec!["/slow"];
-    let load = Load::start(&options);
+    let load = Load::paced(&options, PAUSE);
     for _ in 0..5 {
         load.answer(5);
         master.signal(Signal::SIGUSR2);
@@ -293,7 +297,7 @@ fn one_worker_alone_is_replaced_by_one_that_serves_already() {
         .start();
     let mut old = field(&master.event("worker-ready"), "pid");
     master.event("generation-serving");
-    let load = Load::start(&load_on(port));
+    let load = Load::paced(&load_on(port), PAUSE);
     for _ in 0..5 {
         load.answer(20);
         master.signal(Signal::SIGUSR2);

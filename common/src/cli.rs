@@ -22,6 +22,7 @@ pub fn main_with<C: clap::Parser>(
     words: Vec<OsString>,
     run: impl FnOnce(C) -> Result<Exit>,
 ) -> ExitCode {
+    crate::exit::abort_on_panic();
     match C::try_parse_from(words) {
         Ok(cli) => finish(tool, run(cli)),
         Err(why) if why.use_stderr() => {

@@ -2,6 +2,20 @@
 
 use std::fmt;
 
+/// A panic of any thread ends the process, in a build that unwinds as in the release: to be called first of all. The
+/// builds for development unwind because tests do, and share their libraries with them.
+pub fn abort_on_panic() {
+    if cfg!(panic = "unwind") {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |what| {
+            before(what);
+            // The panic has said why.
+            #[allow(clippy::disallowed_methods)]
+            std::process::abort();
+        }));
+    }
+}
+
 /// What a tool ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

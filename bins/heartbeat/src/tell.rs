@@ -241,6 +241,7 @@ pub fn for_nagios(words: &[OsString]) -> bool {
 
 /// As the shared one, but what goes wrong is UNKNOWN, on stdout, with status 3.
 pub fn nagios_main(words: Vec<OsString>, run: impl FnOnce(Plan) -> Result<Exit>) -> ExitCode {
+    common::exit::abort_on_panic();
     let parsed = Cli::try_parse_from(&words);
     let result = match parsed {
         Ok(cli) => Plan::make(cli).and_then(run),

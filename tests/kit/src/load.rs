@@ -102,13 +102,14 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts them.
+    /// Starts them, at a pace at which some request is in flight at each moment, and the machine has time for
+    /// what is tested: as many requests as it can do would take all of it.
     #[must_use]
     pub fn start(options: &Options) -> Load {
-        Load::paced(options, Duration::ZERO)
+        Load::paced(options, Duration::from_millis(10))
     }
 
-    /// Starts them; each lets `pause` pass between two requests.
+    /// Starts them; each lets `pause` pass between two requests. Without one, they ask as fast as they can.
     #[must_use]
     pub fn paced(options: &Options, pause: Duration) -> Load {
         let over = Arc::new(AtomicBool::new(false));

@@ -158,5 +158,6 @@ pub fn instead() -> Option<Result<Exit>> {
     if arguments.peek().is_none_or(|first| first != "-c") {
         return None;
     }
+    common::exit::abort_on_panic();
     Some(run(&rendezvous, arguments))
 }

@@ -1,5 +1,5 @@
 //! A server for machines without node: answers on the first socket of LISTEN_FDS, and ends on TERM when
-//! the requests that it has begun are answered.
+//! the requests that it has begun are answered. It logs a numbered line before each answer, and spins when asked to.
 #![forbid(unsafe_code)]
 #![allow(
     clippy::disallowed_methods,
@@ -11,9 +11,14 @@
 use common::fds::{ListenPid, inherited};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+/// Lines so far.
+static LINES: Mutex<u64> = Mutex::new(0);
+/// For ever, from now on.
+static SPINS: AtomicBool = AtomicBool::new(false);
 
 fn main() {
     // Before any thread: all of them are to inherit the mask, so that the one below gets the signal.
@@ -37,6 +42,9 @@ fn main() {
     let listener = TcpListener::from(socket.fd);
     listener.set_nonblocking(true).unwrap();
     while !over.load(Ordering::SeqCst) {
+        while SPINS.load(Ordering::SeqCst) {
+            std::hint::spin_loop();
+        }
         match listener.accept() {
             Ok((connection, _)) => {
                 open.fetch_add(1, Ordering::SeqCst);
@@ -79,13 +87,23 @@ fn serve(connection: TcpStream, over: &AtomicBool) -> std::io::Result<()> {
             std::thread::sleep(Duration::from_millis(300));
         }
         close |= over.load(Ordering::SeqCst);
-        let body = format!("hello {}\n", std::process::id());
+        let body = if request.starts_with("GET /health ") {
+            "well\n".to_owned()
+        } else {
+            // Whole lines in their order: one at a time.
+            let mut count = LINES.lock().unwrap();
+            *count += 1;
+            let line = format!("line {} {count}\n", std::process::id());
+            std::io::stdout().write_all(line.as_bytes())?;
+            format!("hello {}\n", std::process::id())
+        };
         let kept = if close { "close" } else { "keep-alive" };
         write!(
             writer,
             "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: {kept}\r\n\r\n{body}",
             body.len()
         )?;
+        SPINS.fetch_or(request.starts_with("GET /spin "), Ordering::SeqCst);
         if close {
             return Ok(());
         }
