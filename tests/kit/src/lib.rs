@@ -12,6 +12,7 @@
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
 //! | a file system like that of a network, and one that hangs | [`fuse`] |
+//! | system calls that fail | [`faults`] |
 //! | numbered lines, and what of them arrived | [`logs`] |
 //! | a file touched, and how often that was seen | [`touch`] |
 #![allow(
@@ -23,6 +24,7 @@
 
 pub mod certs;
 pub mod dir;
+pub mod faults;
 pub mod fuse;
 pub mod hostile;
 pub mod http;
