@@ -404,6 +404,12 @@ fn what_it_needs_is_removed_and_it_serves_on() {
     let mut chain = home.start();
     let load = home.load();
     load.answer(50);
+    // The last generation's directory is kept for a way back, so that one that had none holds one less.
+    chain.running.signal(Signal::SIGUSR2);
+    chain.running.event("reload-committed");
+    eventually("the old ones are gone", || {
+        (chain.workers().len() == 2).then_some(())
+    });
     let descriptors = |pid: i32| {
         std::fs::read_dir(format!("/proc/{pid}/fd"))
             .unwrap()
