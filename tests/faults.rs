@@ -11,7 +11,7 @@
 //! | EIO on logs | logreopen_full (errors_that_are_hard_to_make…); spawnwork_faults (standard_error_on_a_disk…) |
 //! | EMFILE, ENFILE, ENOMEM in a master | spawnwork_faults; spawnwork_machine, spawnwork_control (without_a_free_descriptor…) |
 //! | EMFILE in a worker | spawnwork_faults; spawnwork_node (a_connection_that_a_worker_has_no_descriptor_for…); replsock_edges |
-//! | EMFILE elsewhere | logreopen_files (a_reopen_without_descriptors…); replsock_serve (without_descriptors…) |
+//! | EMFILE elsewhere | logreopen_files (a_reopen_without_descriptors…); replsock_serve (without_descriptors…, a_door_that_cannot_be_waited_for…) |
 //! | ENOMEM by a limit | spawnwork_faults (a_limit_of_memory…) |
 //! | clock jumps | spawnwork_machine, heartbeat_system (a_clock_that_jumps…) |
 //! | SIGSTOP, SIGCONT | here; logreopen_end, spawnwork_edges, spawnwork_systemd, heartbeat_process, watchtouch_when |
