@@ -11,7 +11,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 TOOLS = heartbeat logreopen replsock spawnwork watchtouch
 PAGES1 = $(wildcard man/man1/*.1)
 PAGES7 = $(wildcard man/man7/*.7)
-SCRIPTS = $(wildcard .ci/run completions/generate tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh) $(EXAMPLE_SCRIPTS)
+SCRIPTS = $(wildcard .ci/run completions/generate docs/*.sh tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh) $(EXAMPLE_SCRIPTS)
 # Run by whatever `sh` is on a host: checked as POSIX and as dash has it (shellcheck does not know busybox everywhere).
 EXAMPLE_SCRIPTS = $(wildcard examples/deploy/deploy examples/openrc/shop $(foreach kind,runit s6,$(foreach name,run finish conf,examples/$(kind)/$(name))))
 EXAMPLES = $(shell find examples -name node_modules -prune -o -type f ! -name package-lock.json -print)

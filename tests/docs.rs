@@ -1152,3 +1152,31 @@ fn commands_of_the_readme_run() {
     session.stop();
     assert!(session.count >= 9, "only {} commands", session.count);
 }
+
+#[test]
+fn what_the_readme_points_at_is_there() {
+    let text = text_of("README.md");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let linked = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter(|link| !link.contains(':'));
+    let quoted = text.split('`').skip(1).step_by(2).filter(|word| {
+        let first = word.split('/').next().unwrap_or_default();
+        ["bins", "common", "docs", "examples", "tests"].contains(&first) && !word.contains('*')
+    });
+    let mut count = 0;
+    for path in linked.chain(quoted) {
+        count += 1;
+        let there = path.contains(' ') || root.join(path).exists();
+        assert!(there, "README.md points at {path}, which is not there");
+    }
+    assert!(count >= 30, "only {count} paths");
+    let benches = text_of("tests/bench/Cargo.toml");
+    for name in text.split("--bench ").skip(1) {
+        let name = name.split(['`', ' ', '\n']).next().unwrap();
+        let line = format!("name = \"{name}\"");
+        assert!(benches.contains(&line), "README.md names a bench {name}");
+    }
+}
