@@ -24,6 +24,7 @@
     clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::print_stderr,
     missing_docs
 )]
 
