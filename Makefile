@@ -65,9 +65,9 @@ soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real l
 	tests/setup.sh
 	SOAK_LINES=100000000 SOAK_ROTATIONS=1000 $(CARGO) test --release --package logreopen --test logreopen_soak -- --nocapture
 
-bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node; watchtouch beside inotifywait, entr and node; replsock beside socat, dtach and node's repl
+bench: all ## ours and each peer that is installed, side by side: tables, TSV and pictures in target/bench; ONLY=reload,idle takes some
 	tests/setup.sh bench
-	$(CARGO) bench --package bench
+	ONLY="$(ONLY)" $(CARGO) run --quiet --release --package bench --bin bench
 
 clean: cargo ## remove what was built
 	$(CARGO) clean

@@ -99,6 +99,8 @@ if [ "${1:-}" = bench ]; then
 	need inotifywait inotify-tools
 	need entr entr
 	need dtach dtach
+	need supervisord supervisor
+	need monit monit
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi
