@@ -878,3 +878,38 @@ fn a_stopped_client_is_patiently_waited_for() {
         3_000_000
     );
 }
+
+// The door is shut for a moment when nobody can be let in, and it may take more than one try to open it.
+#[test]
+fn a_door_that_cannot_be_waited_for_is_tried_again() {
+    use kit::faults::{Fault, Faults};
+    use nix::errno::Errno::ENOMEM;
+    let (dir, faults) = (kit::Dir::new(), Faults::of(&["accept4", "epoll_ctl"]));
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    let mut server = faults
+        .run(PROGRAM)
+        .args(["serve", "s.sock", "--", "cat"])
+        .dir(dir.path())
+        .start();
+    server.event("server-listening");
+    let who = format!("pid:{}", server.pid());
+    faults.fail(&[Fault::each("accept4", ENOMEM, &who)]);
+    let input = std::fs::File::open(dir.write("input", "a line\n")).unwrap();
+    let mut client = Run::new(PROGRAM)
+        .arg("./s.sock")
+        .dir(dir.path())
+        .stdin(input)
+        .start();
+    server.event("accept-paused");
+    faults.fail(&[
+        Fault::each("accept4", ENOMEM, &who),
+        Fault::each("epoll_ctl", ENOMEM, &who),
+    ]);
+    eventually("tries to wait for it", || {
+        (faults.hits() >= 2).then_some(())
+    });
+    faults.heal();
+    assert_eq!(client.end(), 0, "{:?}", client.err());
+    assert_eq!(client.out_to_its_end(), "a line\n");
+    assert_eq!(server.stop(), 0);
+}

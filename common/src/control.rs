@@ -23,6 +23,9 @@ pub const LONGEST: usize = 4096;
 pub const MOST_CLIENTS: usize = 32;
 /// A client that sends no request, or does not read its answer, is closed after this.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Nobody is let in for so long after the kernel could not let somebody in: short beside a client's patience,
+/// long beside the microseconds of one more try.
+const SHUT: Duration = Duration::from_millis(100);
 /// When so much waits for a client, in bytes, it gets no further line and is closed.
 const MOST_WAITING: usize = 1 << 20;
 
@@ -127,6 +130,8 @@ pub struct Server {
     token: fn(u64) -> u64,
     /// Given up for a moment when no descriptor is left, so that a client can be turned away.
     spare: Option<File>,
+    /// Nobody is let in before that; then the door is waited for again, with this token.
+    shut: Option<(Instant, u64)>,
 }
 
 impl Server {
@@ -157,6 +162,7 @@ impl Server {
             last: 0,
             token,
             spare: spare(),
+            shut: None,
         })
     }
 
@@ -171,6 +177,7 @@ impl Server {
             last: 0,
             token,
             spare: spare(),
+            shut: None,
         }
     }
 
@@ -191,8 +198,10 @@ impl Server {
         }
     }
 
-    /// Lets in whoever waits at the door.
-    pub fn accept(&mut self, events: &Loop, now: Instant) {
+    /// Lets in whoever waits at the door, for which the loop waits with the token `door`. Where the kernel
+    /// cannot let anybody in (ENOMEM, ENOBUFS; EMFILE with the spare one taken by somebody else), those who
+    /// wait would wake us for ever: for a moment the door is not looked at.
+    pub fn accept(&mut self, events: &Loop, door: u64, now: Instant) {
         // Lost where the whole system was short of files; without it the next shortage would spin.
         self.spare = self.spare.take().or_else(spare);
         for _ in 0..MOST_CLIENTS {
@@ -205,14 +214,19 @@ impl Server {
                 Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
                 Err(nix::Error::EMFILE | nix::Error::ENFILE) if self.spare.take().is_some() => {
                     // Left in the queue it would wake us for ever.
-                    if let Ok(fd) = accept4(self.fd.as_raw_fd(), flags) {
-                        let refused = crate::sys::adopt(fd);
-                        turn_away(refused.as_ref(), "too many open files");
+                    match accept4(self.fd.as_raw_fd(), flags) {
+                        Ok(fd) => {
+                            let refused = crate::sys::adopt(fd);
+                            turn_away(refused.as_ref(), "too many open files");
+                        }
+                        Err(nix::Error::EAGAIN) => {}
+                        Err(_) => return self.shut(events, door, now),
                     }
                     self.spare = spare();
                     continue;
                 }
-                Err(_) => return,
+                Err(nix::Error::EAGAIN) => return,
+                Err(_) => return self.shut(events, door, now),
             };
             let uid = getsockopt(&fd, sockopt::PeerCredentials).map(|peer| peer.uid());
             if !uid.is_ok_and(|uid| uid == 0 || uid == nix::unistd::geteuid().as_raw()) {
@@ -233,6 +247,11 @@ impl Server {
             self.clients
                 .insert(self.last, Client::new(fd, State::Asking, now));
         }
+    }
+
+    fn shut(&mut self, events: &Loop, door: u64, now: Instant) {
+        events.remove(&self.fd);
+        self.shut = Some((now + SHUT, door));
     }
 
     /// A client can be read or written: its request, when it is complete.
@@ -400,8 +419,14 @@ impl Server {
         }
     }
 
-    /// Closes those with whom patience is at its end.
+    /// Closes those with whom patience is at its end, and opens a door that was shut for a moment.
     pub fn expire(&mut self, events: &Loop, now: Instant) {
+        if let Some((until, door)) = self.shut {
+            if until <= now {
+                let waits = events.add(&self.fd, door, Interest::Read).is_ok();
+                self.shut = (!waits).then_some((now + SHUT, door));
+            }
+        }
         let over: Vec<u64> = self
             .clients
             .iter()
@@ -414,7 +439,8 @@ impl Server {
     /// When [`Server::expire`] has something to do.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.clients.values().filter_map(Client::limit).min()
+        let limits = self.clients.values().filter_map(Client::limit);
+        limits.chain(self.shut.map(|(until, _)| until)).min()
     }
 
     /// Nobody can come in any more: the path is free for the next one.
@@ -618,7 +644,7 @@ mod tests {
                 .unwrap();
             for wake in wakes {
                 if wake.token == DOOR {
-                    self.server.accept(&self.events, now);
+                    self.server.accept(&self.events, DOOR, now);
                 } else if let Some(line) = self.server.hear(&self.events, wake.token, wake, now) {
                     heard.push((wake.token, line));
                 }

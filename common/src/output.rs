@@ -221,17 +221,17 @@ impl Output {
                     Err(nix::Error::EINTR) => {}
                     Err(nix::Error::EAGAIN) => return done + sent,
                     Err(
-                        nix::Error::EPIPE
+                        why @ (nix::Error::EPIPE
                         | nix::Error::ECONNRESET
                         | nix::Error::EIO
-                        | nix::Error::EBADF,
-                    ) => {
+                        | nix::Error::EBADF),
+                    ) if !self.may_recover(why) => {
                         self.writer = Writer::Gone;
                         self.lost += count(&run[done + sent..]);
                         return done + sent;
                     }
                     Err(_) => {
-                        // ENOSPC and its like: this batch is lost, the next may go again.
+                        // ENOSPC and its like, a disk's EIO: this batch is lost, the next may go again.
                         self.lost += count(&batch[sent..]);
                         sent = batch.len();
                     }
@@ -240,6 +240,12 @@ impl Output {
             done += batch.len();
         }
         done
+    }
+
+    /// EIO of a terminal is its hang-up, and final; that of a disk or a file server may be over with the next
+    /// write.
+    fn may_recover(&self, why: nix::Error) -> bool {
+        why == nix::Error::EIO && matches!(self.writer, Writer::File(_))
     }
 
     fn write_once(&self, bytes: &[u8]) -> nix::Result<usize> {

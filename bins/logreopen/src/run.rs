@@ -233,7 +233,7 @@ impl Pumping {
             COMMAND => self.on_command_end(now),
             DOOR => {
                 if let Some(server) = &mut self.server {
-                    server.accept(&self.events, now);
+                    server.accept(&self.events, DOOR, now);
                 }
             }
             INOTIFY => self.on_inotify(),

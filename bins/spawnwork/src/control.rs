@@ -191,7 +191,7 @@ pub enum Begun {
 impl Master {
     pub(crate) fn on_door(&mut self, now: Instant) {
         if let Some(control) = self.control.as_mut() {
-            control.accept(&self.events, now);
+            control.accept(&self.events, Token::Control.number(), now);
         }
     }
 

@@ -163,6 +163,9 @@ impl Master {
             .rendezvous
             .as_ref()
             .map(|rendezvous| rendezvous.variable(id));
+        if let Some(preload) = self.preload.as_mut() {
+            preload.renew()?;
+        }
         given.preload = self
             .preload
             .as_ref()

@@ -15,6 +15,7 @@
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
 //! | a file system like that of a network, and one that hangs | [`fuse`] |
 //! | all five as one service | [`chain`] |
+//! | system calls that fail | [`faults`] |
 //! | numbered lines, and what of them arrived | [`logs`] |
 //! | whether something grows | [`slope`] |
 //! | random numbers | [`random`] |
@@ -30,6 +31,7 @@ pub mod certs;
 pub mod chain;
 pub mod dir;
 pub mod etcd;
+pub mod faults;
 pub mod fuse;
 pub mod hostile;
 pub mod http;

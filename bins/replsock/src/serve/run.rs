@@ -286,12 +286,17 @@ impl Server {
             Timer::Client(id) => self.client_due(id, now),
             Timer::Program(id) => self.program_due(id, now),
             Timer::Accept => {
-                // One of them is waited for already, which is no harm.
-                if let Some(listener) = &self.listener {
-                    let _ = self.events.add(listener, LISTENER, Interest::Read);
+                let mut waits = true;
+                for (listener, token) in [(&self.listener, LISTENER), (&self.tcp, TCP)] {
+                    if let Some(listener) = listener {
+                        // One of them may be waited for already.
+                        self.events.remove(listener);
+                        waits &= self.events.add(listener, token, Interest::Read).is_ok();
+                    }
                 }
-                if let Some(tcp) = &self.tcp {
-                    let _ = self.events.add(tcp, TCP, Interest::Read);
+                if !waits {
+                    // Short of memory here too; without a further try nobody would ever come in again.
+                    self.at(now + NO_DESCRIPTORS, Timer::Accept);
                 }
             }
             Timer::Look => {

@@ -79,12 +79,12 @@ impl Preload {
     }
 
     /// The directory of the program before us, with our own module in it: scripts that are still to be
-    /// started know its path.
+    /// started know its path. Where that was removed meanwhile, a new one.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// It cannot be written anywhere.
     pub fn again(directory: PathBuf) -> Result<Preload> {
-        let preload = Preload {
+        let mut preload = Preload {
             directory,
             owner: std::process::id(),
         };
@@ -100,8 +100,34 @@ impl Preload {
             file.set_permissions(PermissionsExt::from_mode(0o444))?;
             std::fs::rename(&new, preload.path())
         };
-        replace().doing("write the preload of node workers")?;
+        if replace().is_err() {
+            // Written anew where it can be; its place is gone or somebody else's.
+            preload.owner = 0;
+            return Preload::write();
+        }
         Ok(preload)
+    }
+
+    /// Whoever cleans directories for temporary files, or ends a session and its XDG_RUNTIME_DIR, may have
+    /// removed it, and no node starts without a module that it was told to load: then there is a new one, in a
+    /// new place, since somebody else may have taken the name meanwhile.
+    ///
+    /// # Errors
+    /// It is gone, and cannot be written anywhere.
+    pub fn renew(&mut self) -> Result<()> {
+        if !self.is_there() {
+            // What lies under the old name by now is not ours to remove.
+            self.owner = 0;
+            *self = Preload::write()?;
+        }
+        Ok(())
+    }
+
+    fn is_there(&self) -> bool {
+        let own = nix::unistd::geteuid().as_raw();
+        let ours = std::fs::symlink_metadata(&self.directory)
+            .is_ok_and(|found| found.is_dir() && found.uid() == own && found.mode() & 0o022 == 0);
+        ours && self.path().is_file()
     }
 
     /// Where it lies.
