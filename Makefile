@@ -27,7 +27,7 @@ PAGES1 = $(wildcard man/man1/*.1)
 PAGES7 = $(wildcard man/man7/*.7)
 SCRIPTS = $(wildcard .ci/run completions/generate docs/*.sh packaging/*.sh tests/*.sh tests/apps/*.sh tests/bench/*.sh tests/uml/*.sh) $(EXAMPLE_SCRIPTS)
 # Run by whatever `sh` is on a host: checked as POSIX and as dash has it (shellcheck does not know busybox everywhere).
-EXAMPLE_SCRIPTS = $(wildcard examples/deploy/deploy examples/openrc/shop $(foreach kind,runit s6,$(foreach name,run finish conf,examples/$(kind)/$(name))))
+EXAMPLE_SCRIPTS = $(wildcard examples/deploy/deploy examples/fleet/roll examples/openrc/shop $(foreach kind,runit s6,$(foreach name,run finish conf,examples/$(kind)/$(name))))
 EXAMPLES = $(shell find examples -name node_modules -prune -o -type f ! -name package-lock.json -print)
 COMPLETIONS = $(foreach tool,$(TOOLS),bash-completion/completions/$(tool) zsh/site-functions/_$(tool) fish/vendor_completions.d/$(tool).fish)
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
@@ -91,9 +91,9 @@ systemd: ## the units of examples/systemd once more, under Debian 13's systemd (
 	NIRVANA_SYSTEMD_ROOT="$${NIRVANA_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/nirvana-tests}/debian-13" \
 		$(CARGO) test --package spawnwork --test examples_systemd -- --nocapture
 
-bench: all ## ours beside Node's own cluster, PM2 and more; logreopen beside seven other ways to write a log; heartbeat beside check_http, curl and node; watchtouch beside inotifywait, entr and node; replsock beside socat, dtach and node's repl
+bench: all ## ours and each peer that is installed, side by side: tables, TSV and pictures in target/bench; ONLY=reload,idle takes some
 	tests/setup.sh bench
-	$(CARGO) bench --package bench
+	ONLY="$(ONLY)" $(CARGO) run --quiet --release --package bench --bin bench
 
 clean: cargo ## remove what was built
 	$(CARGO) clean

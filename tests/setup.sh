@@ -62,6 +62,7 @@ need promtool prometheus
 need nginx nginx-light
 need redis-server redis-server
 need unshare util-linux
+need nsenter util-linux
 need ss iproute2
 need logrotate logrotate
 need gzip gzip
@@ -108,6 +109,8 @@ if [ "${1:-}" = bench ]; then
 	need inotifywait inotify-tools
 	need entr entr
 	need dtach dtach
+	need supervisord supervisor
+	need monit monit
 	need start_server libserver-starter-perl
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi

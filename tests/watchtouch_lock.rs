@@ -6,8 +6,9 @@
     missing_docs
 )]
 
+use kit::etcd::Etcd;
 use kit::touch::touch;
-use kit::{Dir, Run, Running, eventually, free_port};
+use kit::{Dir, Run, Running, eventually};
 use nix::sys::signal::Signal;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_watchtouch");
@@ -130,50 +131,11 @@ fn a_lock_that_cannot_be_had_is_a_failure() {
     assert_eq!(running.end(), 127);
 }
 
-struct Etcd {
-    server: Running,
-    endpoint: String,
-}
-
-impl Etcd {
-    fn start(dir: &Dir) -> Etcd {
-        let (client, peer) = (free_port(), free_port());
-        let endpoint = format!("http://127.0.0.1:{client}");
-        let peer = format!("http://127.0.0.1:{peer}");
-        let server = Run::new("etcd")
-            .args(["--data-dir", "etcd", "--listen-client-urls", &endpoint])
-            .args([
-                "--advertise-client-urls",
-                &endpoint,
-                "--listen-peer-urls",
-                &peer,
-            ])
-            .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .dir(dir.path())
-            .start();
-        eventually("etcd", || {
-            let health = Run::new("etcdctl")
-                .args(["--endpoints", &endpoint, "endpoint", "health"])
-                .env("ETCDCTL_API", "3")
-                .finish();
-            (health.status == 0).then_some(())
-        });
-        Etcd { server, endpoint }
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.server.signal(Signal::SIGKILL);
-    }
-}
-
 #[test]
 fn by_a_lock_of_etcd_they_act_one_after_another() {
     let dir = Dir::new();
     let etcd = Etcd::start(&dir);
-    let env = [("ETCDCTL_API", "3"), ("ETCDCTL_ENDPOINTS", &*etcd.endpoint)];
+    let env = etcd.env();
     let hosts = three(&dir, ["--lock-with", "etcdctl lock restart/app --"], &env);
     one_after_another(&dir, hosts);
 }

@@ -154,6 +154,49 @@ fn a_server_that_hangs_holds_nobody_up() {
 }
 
 #[test]
+fn those_who_waited_for_a_server_do_not_stay_in_step() {
+    let mut fuse = Fuse::bindfs();
+    let dir = Dir::new();
+    fs::write(fuse.server().join("f"), "x").unwrap();
+    let mut all: Vec<Lines> = (0..8)
+        .map(|number| {
+            // Without inotify: on one machine, what happens in /tmp would wake them together.
+            let run = Run::new(PROGRAM).arg(fuse.path().join("f")).args([
+                "--poll",
+                "--interval",
+                "2s",
+                "--settle",
+                "0",
+            ]);
+            Lines::start(run, &dir.path().join(number.to_string()))
+        })
+        .collect();
+    fuse.hang();
+    for lines in &mut all {
+        lines.running.event("watch-stale");
+    }
+    fuse.resume();
+    for lines in &mut all {
+        lines.running.event("watch-recovered");
+    }
+    let from = Instant::now();
+    touch(fuse.server().join("f"));
+    let mut seen: Vec<Option<Duration>> = vec![None; all.len()];
+    eventually("the touch, by all", || {
+        for (at, lines) in seen.iter_mut().zip(&all) {
+            if at.is_none() && lines.running.out().contains(" touched ") {
+                *at = Some(from.elapsed());
+            }
+        }
+        seen.iter().all(Option::is_some).then_some(())
+    });
+    // That eight of them look by chance within a tenth of their interval happens once in a million times.
+    let spread = *seen.iter().max().unwrap();
+    let spread = spread.unwrap() - seen.iter().min().unwrap().unwrap();
+    assert!(spread > Duration::from_millis(200), "{seen:?}");
+}
+
+#[test]
 fn a_server_that_hangs_at_the_start_keeps_no_command_from_running() {
     let mut fuse = Fuse::bindfs();
     let dir = Dir::new();

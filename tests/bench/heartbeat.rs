@@ -14,9 +14,11 @@
 // Each part of the bench uses some of it.
 #[allow(dead_code)]
 mod proc;
+mod report;
 
 use kit::Run;
 use kit::hostile::{Hostile, Step, says};
+use report::{Better, Figure};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -59,6 +61,16 @@ fn ran(pid: i32) -> Duration {
     Duration::from_nanos(nanoseconds.sum())
 }
 
+fn hand_over(name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let figure = Figure {
+        scenario: "check",
+        name,
+        unit,
+        better: Better::Less,
+    };
+    report::figure(figure, subject, values);
+}
+
 fn checks_in_a_loop(port: &str) {
     let mut beat = Run::new(program())
         .args([
@@ -88,6 +100,7 @@ fn checks_in_a_loop(port: &str) {
         .filter_map(|line| line.split(" 200 ").nth(1)?.split("ms").next()?.parse().ok())
         .collect();
     took.sort_by(f64::total_cmp);
+    hand_over("a check in the loop", "ms", "heartbeat", &took);
     println!(
         "heartbeat, in the loop   {:8.3} ms a check (mean of {}; median {:.2}), {:.3} ms of the processor",
         took.iter().sum::<f64>() / took.len() as f64,
@@ -110,6 +123,7 @@ fn shots(name: &str, words: &[String]) {
             .status();
         let Ok(status) = ended else {
             println!("{name:24} is not installed");
+            report::absent("check", name, "not installed");
             return;
         };
         assert!(status.success(), "{words:?}");
@@ -119,6 +133,8 @@ fn shots(name: &str, words: &[String]) {
         }
     }
     times.sort();
+    let all: Vec<f64> = times.iter().copied().map(ms).collect();
+    hand_over("from fork to exit", "ms", name, &all);
     println!(
         "{name:24} {:8.2} ms from fork to exit (median; best {:.2}, of {})",
         ms(times[times.len() / 2]),
@@ -156,6 +172,10 @@ fn idle(name: &str, run: Run) {
     let before = ran(pid);
     std::thread::sleep(IDLE);
     let used = ran(pid) - before;
+    let rss = proc::rss(pid).unwrap_or(0) as f64;
+    hand_over("idle, a check a second: RSS", "kB", name, &[rss]);
+    let each = ms(used) / IDLE.as_secs_f64();
+    hand_over("idle, a check a second: CPU", "ms/s", name, &[each]);
     println!(
         "{name:24} {:8} kB resident ({} kB by share), {:.2} ms of the processor each second",
         proc::rss(pid).unwrap_or(0),
@@ -164,6 +184,28 @@ fn idle(name: &str, run: Run) {
     );
     running.signal(nix::sys::signal::Signal::SIGKILL);
     running.end();
+}
+
+/// It looks once a second at most.
+fn monit(port: &str) {
+    let there = Command::new("sh")
+        .args(["-c", "command -v monit"])
+        .stdout(Stdio::null())
+        .status();
+    if !there.is_ok_and(|status| status.success()) {
+        println!("monit                    is not installed");
+        report::absent("check", "monit", "not installed");
+        return;
+    }
+    let dir = kit::Dir::new();
+    let place = dir.path().display();
+    let text = format!(
+        "set daemon 1\nset pidfile {place}/pid\nset idfile {place}/id\nset statefile {place}/state\n\
+         check host app with address 127.0.0.1\n  if failed port {port} protocol http request \"/\" then alert\n"
+    );
+    let file = dir.write("monitrc", &text);
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    idle("monit", Run::new("monit").args(["-I", "-c"]).arg(&file));
 }
 
 fn limits() {
@@ -207,6 +249,12 @@ fn limits() {
             assert!(took >= limit, "{took:?}");
             worst = worst.max(took - limit);
         }
+        hand_over(
+            &format!("late at a limit of 500 ms: {name}"),
+            "ms",
+            "heartbeat --once",
+            &[ms(worst)],
+        );
         println!(
             "limit of 500 ms, {name:16} {:6.2} ms late at worst, of 10 (goal: 20)",
             ms(worst)
@@ -215,18 +263,23 @@ fn limits() {
 }
 
 fn main() {
-    // `cargo bench` gives --bench.
+    // `cargo test --all-targets` runs this program too, without that argument.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        println!("to measure: cargo bench --package bench --bench heartbeat");
+        return;
+    }
     let server = Hostile::new(says(OK));
     let port = server.port.to_string();
     checks_in_a_loop(&port);
     one_shot(&port);
     let second = ["--interval", "1s", "--start-interval", "1s"];
     idle(
-        "heartbeat, idle",
+        "heartbeat",
         Run::new(program()).args(["--port", &port]).args(second),
     );
+    monit(&port);
     idle(
-        "node, idle",
+        "node",
         Run::new("node").args(["-e", &NODE.replace("PORT", &port)]),
     );
     limits();

@@ -12,11 +12,15 @@
     missing_docs
 )]
 
+mod lost;
+mod report;
+
 use kit::Dir;
 use kit::mount::Mounted;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use report::{Better, Figure, wanted};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -39,7 +43,7 @@ struct Logger {
     needs: &'static str,
 }
 
-fn loggers() -> Vec<Logger> {
+fn program() -> PathBuf {
     let root = kit::root().canonicalize().unwrap();
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from);
     let ours = root.join(target).join("release/logreopen");
@@ -48,6 +52,11 @@ fn loggers() -> Vec<Logger> {
         "{} is missing: run 'make' first",
         ours.display()
     );
+    ours
+}
+
+fn loggers() -> Vec<Logger> {
+    let ours = program();
     let logger = |name, command: &str, file, reopen, needs| Logger {
         name,
         command: command.to_owned(),
@@ -187,17 +196,39 @@ fn speed(logger: &Logger, numbers: &Path, directory: &Path, count: u64, length: 
     }
 }
 
-fn best(logger: &Logger, numbers: &Path, place: &Path, count: u64, length: usize) -> Speed {
+fn hand_over(better: Better, name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let figure = Figure {
+        scenario: "logs",
+        name,
+        unit,
+        better,
+    };
+    report::figure(figure, subject, values);
+}
+
+fn best(
+    logger: &Logger,
+    numbers: &Path,
+    (place, what): (&Path, &str),
+    count: u64,
+    length: usize,
+) -> Speed {
     let mut best = Speed::default();
+    let (mut rates, mut costs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let directory = place.join("round");
         fs::create_dir_all(&directory).unwrap();
         let one = speed(logger, numbers, &directory, count, length);
         fs::remove_dir_all(&directory).unwrap();
+        rates.push(one.rate);
+        costs.push(one.cpu);
         if one.rate > best.rate {
             best = one;
         }
     }
+    hand_over(Better::More, what, "GB/s", logger.name, &rates);
+    let cpu = format!("{what}: CPU");
+    hand_over(Better::Less, &cpu, "s/GB", logger.name, &costs);
     best
 }
 
@@ -394,6 +425,13 @@ fn main() {
     let memory = PathBuf::from(format!("/dev/shm/logreopen-bench-{}", std::process::id()));
     fs::create_dir_all(&memory).unwrap();
     let node = installed("node");
+    if wanted("lost") {
+        lost::measure(&numbers, &memory);
+    }
+    if !wanted("logs") {
+        fs::remove_dir_all(&memory).unwrap();
+        return;
+    }
     println!(
         "{mb} MB a round, the best of {ROUNDS}; GB/s, CPU seconds of the logger a GB, wake-ups a GB\n"
     );
@@ -412,19 +450,20 @@ fn main() {
     let mut missing = Vec::new();
     for logger in loggers() {
         if !installed(logger.needs) {
+            report::absent("logs", logger.name, "not installed");
             missing.push(logger.name);
             continue;
         }
         progress(logger.name);
         let mut line = format!("{:<11}", logger.name);
-        for (length, place) in [
-            (100, &*memory),
-            (100, disk.path()),
-            (65_536, &*memory),
-            (65_536, disk.path()),
+        for (length, place, what) in [
+            (100, &*memory, "lines of 100 B, tmpfs"),
+            (100, disk.path(), "lines of 100 B, disk"),
+            (65_536, &*memory, "lines of 64 KiB, tmpfs"),
+            (65_536, disk.path(), "lines of 64 KiB, disk"),
         ] {
             let count = mb * 1_000_000 / length as u64;
-            let speed = best(&logger, &numbers, place, count, length);
+            let speed = best(&logger, &numbers, (place, what), count, length);
             line += &format!(
                 " {:>8.3} {:>6.2} {:>8.0}",
                 speed.rate, speed.cpu, speed.wakes
@@ -439,6 +478,15 @@ fn main() {
         let reopened = within(&memory, |directory| reopen(&logger, directory));
         let hung = root.then(|| frozen(&logger, &numbers));
         let arrived = node.then(|| within(&memory, |directory| burst(&logger, directory)) as f64);
+        let less = |name: &str, unit: &str, value: Option<f64>| {
+            let values: Vec<f64> = value.into_iter().collect();
+            hand_over(Better::Less, name, unit, logger.name, &values);
+        };
+        less("a lone line, to the file", "ms", lone);
+        less("a signal, to the new file", "ms", reopened);
+        less("the longest write while the disk hangs for 4 s", "ms", hung);
+        let gone = arrived.map(|arrived| BURST as f64 - arrived);
+        less("lost of 100,000 lines before process.exit", "", gone);
         line += &format!(
             " {:>8} {:>8} {:>8} {:>8}",
             number(lone, 3),

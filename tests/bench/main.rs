@@ -12,13 +12,15 @@
 
 mod load;
 mod proc;
+mod report;
 mod system;
 
 use load::{CONNECTIONS, Count, Load, Shape};
+use report::{Better, Figure, any_wanted, wanted};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use system::{Kind, Outcome, Programs, System, WORKERS};
 
 /// Between the first answer and the idle figures.
@@ -44,7 +46,10 @@ struct Figures {
     from_end: Vec<f64>,
     keep_alive: Vec<f64>,
     fresh: Vec<f64>,
+    reload: Option<Count>,
     reloads: Option<Count>,
+    /// In ms.
+    took: Vec<f64>,
     left: Option<f64>,
 }
 
@@ -88,18 +93,29 @@ fn main() {
     });
 
     // One after another, each alone on the machine: pages that several share would make each smaller.
-    for column in &mut columns {
-        progress(&format!("{}: idle, respawn", column.kind.name()));
-        let outcome = alone(column.kind, &programs, &mut column.figures);
-        column.check(outcome);
+    if any_wanted(&["idle", "respawn"]) {
+        for column in &mut columns {
+            progress(&format!("{}: idle, respawn", column.kind.name()));
+            let outcome = alone(column.kind, &programs, &mut column.figures);
+            column.check(outcome);
+        }
     }
+    if any_wanted(&["requests", "reload"]) {
+        together(&programs, &mut columns);
+    }
+    hand_over(&columns);
+    print!("{}", table(&heading, &columns));
+}
 
+/// What needs all of them at the same time: each round falls on all.
+fn together(programs: &Programs, columns: &mut [Column; 3]) {
     let mut systems: Vec<Option<System>> = Vec::new();
-    for column in &mut columns {
-        let system = (!column.gone).then(|| System::start(column.kind, &programs));
+    for column in columns.iter_mut() {
+        let system = (!column.gone).then(|| System::start(column.kind, programs));
         systems.push(system.and_then(|outcome| column.check(outcome)));
     }
-    for round in 0..=ROUNDS {
+    let rounds = if wanted("requests") { ROUNDS + 1 } else { 0 };
+    for round in 0..rounds {
         progress(&format!("requests, round {round} of {ROUNDS}"));
         // Each is first once, and the round before the first one warms up.
         for step in 0..systems.len() {
@@ -110,14 +126,34 @@ fn main() {
         }
     }
     for (column, system) in columns.iter_mut().zip(&mut systems) {
+        if !wanted("reload") {
+            break;
+        }
         if let Some(system) = system {
             progress(&format!("{}: reloads", column.kind.name()));
             let outcome = reloads(system, &mut column.figures);
             column.check(outcome);
         }
     }
-    drop(systems);
-    print!("{}", table(&heading, &columns));
+}
+
+/// The same figures for the tables of all scenarios.
+fn hand_over(columns: &[Column]) {
+    for column in columns {
+        let name = column.kind.name();
+        for row in rows() {
+            let figure = Figure {
+                scenario: row.scenario,
+                name: row.name,
+                unit: row.unit,
+                better: row.better,
+            };
+            report::figure(figure, name, &(row.values)(&column.figures));
+        }
+        for note in &column.notes {
+            report::absent("requests", name, note);
+        }
+    }
 }
 
 /// To standard error, where it does not mix with the table.
@@ -224,16 +260,24 @@ fn requests(port: u16, warm_up: bool, column: &mut Column) {
 }
 
 fn reloads(system: &mut System, figures: &mut Figures) -> Outcome<()> {
-    let load = Load::start(system.port, Shape::Mixed);
-    for _ in 0..RELOADS {
-        std::thread::sleep(Duration::from_secs(1));
-        system.reload()?;
+    for times in [1, RELOADS] {
+        let load = Load::start(system.port, Shape::Mixed);
+        for _ in 0..times {
+            std::thread::sleep(Duration::from_secs(1));
+            let began = Instant::now();
+            system.reload()?;
+            figures.took.push(began.elapsed().as_secs_f64() * 1000.0);
+        }
+        std::thread::sleep(LEAVE);
+        let workers = system.workers().len();
+        let (count, _) = load.finish();
+        if times == 1 {
+            figures.reload = Some(count);
+        } else {
+            figures.reloads = Some(count);
+            figures.left = Some(workers.saturating_sub(WORKERS) as f64);
+        }
     }
-    std::thread::sleep(LEAVE);
-    let workers = system.workers().len();
-    let (count, _) = load.finish();
-    figures.left = Some(workers.saturating_sub(WORKERS) as f64);
-    figures.reloads = Some(count);
     Ok(())
 }
 
@@ -258,16 +302,27 @@ fn spread(values: &[f64]) -> Option<(f64, f64)> {
 
 /// A row of the table: its values, of which there are several where it is measured several times.
 struct Row {
+    scenario: &'static str,
     name: &'static str,
+    unit: &'static str,
     digits: usize,
+    better: Better,
     compared: bool,
     values: fn(&Figures) -> Vec<f64>,
 }
 
-fn row(name: &'static str, digits: usize, values: fn(&Figures) -> Vec<f64>) -> Row {
+fn row(
+    scenario: &'static str,
+    name: &'static str,
+    unit: &'static str,
+    values: fn(&Figures) -> Vec<f64>,
+) -> Row {
     Row {
+        scenario,
         name,
-        digits,
+        unit,
+        digits: usize::from(unit == "ms"),
+        better: Better::Less,
         compared: true,
         values,
     }
@@ -276,12 +331,56 @@ fn row(name: &'static str, digits: usize, values: fn(&Figures) -> Vec<f64>) -> R
 fn count(name: &'static str, values: fn(&Figures) -> Vec<f64>) -> Row {
     Row {
         compared: false,
-        ..row(name, 0, values)
+        ..row("reload", name, "", values)
     }
+}
+
+fn more(row: Row) -> Row {
+    Row {
+        better: Better::More,
+        ..row
+    }
+}
+
+fn rows() -> [Row; 14] {
+    [
+        row("idle", "RSS of the master", "kB", |f| list(f.rss)),
+        row("idle", "PSS of the master", "kB", |f| list(f.pss)),
+        row("idle", "its threads", "", |f| list(f.threads)),
+        row("idle", "its wake-ups in 10 s", "", |f| list(f.wakeups)),
+        row("respawn", "kill -9 to next exec", "ms", |f| {
+            f.respawn.clone()
+        }),
+        row("respawn", "its end to next exec", "ms", |f| {
+            f.from_end.clone()
+        }),
+        more(row("requests", "keep-alive", "1/s", |f| {
+            f.keep_alive.clone()
+        })),
+        more(row("requests", "fresh connections", "1/s", |f| {
+            f.fresh.clone()
+        })),
+        count("1 reload: failed", |f| of_reload(f, Count::failed)),
+        more(count("1 reload: requests", |f| {
+            of_reload(f, |count| count.requests)
+        })),
+        count("5 reloads in a row: failed", |f| {
+            of_reloads(f, Count::failed)
+        }),
+        more(count("5 reloads in a row: requests", |f| {
+            of_reloads(f, |count| count.requests)
+        })),
+        count("old workers still there", |f| list(f.left)),
+        row("reload", "a reload takes", "ms", |f| f.took.clone()),
+    ]
 }
 
 fn list(value: Option<f64>) -> Vec<f64> {
     value.into_iter().collect()
+}
+
+fn of_reload(figures: &Figures, get: fn(&Count) -> u64) -> Vec<f64> {
+    list(figures.reload.as_ref().map(|count| get(count) as f64))
 }
 
 fn of_reloads(figures: &Figures, get: fn(&Count) -> u64) -> Vec<f64> {
@@ -310,27 +409,16 @@ fn cell(row: &Row, column: &Column, first: &Column) -> String {
 }
 
 fn table(heading: &str, columns: &[Column]) -> String {
-    let figures = [
-        row("master, idle: RSS, kB", 0, |f| list(f.rss)),
-        row("master, idle: PSS, kB", 0, |f| list(f.pss)),
-        row("master, idle: threads", 0, |f| list(f.threads)),
-        row("master, idle: wake-ups in 10 s", 0, |f| list(f.wakeups)),
-        row("kill -9 to next exec, ms", 1, |f| f.respawn.clone()),
-        row("its end to next exec, ms", 1, |f| f.from_end.clone()),
-        row("requests/s, keep-alive", 0, |f| f.keep_alive.clone()),
-        row("requests/s, fresh connections", 0, |f| f.fresh.clone()),
-        count("5 reloads: failed requests", |f| {
-            of_reloads(f, Count::failed)
-        }),
-        count("5 reloads: requests", |f| {
-            of_reloads(f, |count| count.requests)
-        }),
-        count("5 reloads: old workers still there", |f| list(f.left)),
-    ];
+    let figures = rows();
     let mut rows = vec![vec![String::new()]];
     rows[0].extend(columns.iter().map(|column| column.kind.name().to_owned()));
     for figure in &figures {
-        let mut row = vec![figure.name.to_owned()];
+        let unit = if figure.unit.is_empty() {
+            String::new()
+        } else {
+            format!(", {}", figure.unit)
+        };
+        let mut row = vec![format!("{}: {}{unit}", figure.scenario, figure.name)];
         row.extend(
             columns
                 .iter()
@@ -359,10 +447,8 @@ fn table(heading: &str, columns: &[Column]) -> String {
     ));
     for column in columns {
         let name = column.kind.name();
-        let failed = column
-            .figures
-            .reloads
-            .iter()
+        let failed = (column.figures.reload.iter())
+            .chain(&column.figures.reloads)
             .filter(|count| count.failed() > 0);
         for count in failed {
             text.push_str(&format!("{name}: failed during reloads: {count}\n"));

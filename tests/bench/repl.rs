@@ -18,9 +18,11 @@
 mod load;
 #[allow(dead_code)]
 mod proc;
+mod report;
 
 use kit::{Dir, Run, Running, eventually};
 use load::{Load, Shape};
+use report::{Better, Figure};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -316,10 +318,31 @@ fn kinds() -> Vec<&'static Kind> {
         let there = installed(kind.needs);
         if !there {
             println!("{:26} is not installed", kind.name);
+            report::absent("repl", kind.name, "not installed");
         }
         there
     });
     list
+}
+
+fn less(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let figure = Figure {
+        scenario,
+        name,
+        unit,
+        better: Better::Less,
+    };
+    report::figure(figure, subject, values);
+}
+
+fn more(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let figure = Figure {
+        scenario,
+        name,
+        unit,
+        better: Better::More,
+    };
+    report::figure(figure, subject, values);
 }
 
 /// The median of ours beside the best of the peers'.
@@ -381,6 +404,12 @@ fn round_trips(dir: &Dir, place: &Path) {
         let of = |get: fn(&(f64, f64)) -> f64| median(&rounds.iter().map(get).collect::<Vec<_>>());
         let (p50, p99) = (of(|one| one.0), of(|one| one.1));
         println!("{:26} {p50:8.1} {p99:8.1}", kind.name);
+        let each: Vec<f64> = rounds.iter().map(|one| one.0).collect();
+        let name = match kind.by {
+            By::Pipes => "round trip of 16 bytes, pipes",
+            By::Terminal => "round trip of 16 bytes, a terminal",
+        };
+        less("repl", name, "us", kind.name, &each);
         rows.push((*kind, p50));
     }
     verdict(&rows, "p50", |a, b| a < b);
@@ -416,6 +445,11 @@ fn throughput(dir: &Dir, place: &Path) {
     for (kind, rates) in kinds.iter().zip(&all) {
         let mut sorted = rates.clone();
         sorted.sort_by(f64::total_cmp);
+        let name = match kind.by {
+            By::Pipes => "from a command to its client, pipes",
+            By::Terminal => "from a command to its client, a terminal",
+        };
+        more("repl", name, "MiB/s", kind.name, rates);
         println!(
             "{:26} {:8.0} {:8.0} {:8.0}",
             kind.name,
@@ -457,6 +491,13 @@ fn sessions(dir: &Dir, place: &Path) {
             (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2)
         });
         println!("{:26} {rss:9} {pss:9} {count:9}", kind.name);
+        less(
+            "repl",
+            "a hundred sessions: RSS",
+            "kB",
+            kind.name,
+            &[rss as f64],
+        );
         drop(clients);
     }
     println!("(goal: RSS under 4096 kB, in one process)");
@@ -655,6 +696,18 @@ fn requests(dir: &Dir) {
             spread(|one| 1.0 / one.1)
         )
     };
+    for (at, subject) in [
+        (0, "bare node"),
+        (1, "replsock's agent, no session"),
+        (2, "replsock's agent, a session open"),
+        (3, "node's repl over net, no session"),
+        (4, "node's repl over net, a session open"),
+    ] {
+        let all: Vec<f64> = rates.iter().map(|row| row[at].0).collect();
+        more("app", "requests", "1/s", subject, &all);
+        let all: Vec<f64> = rates.iter().map(|row| row[at].1).collect();
+        less("app", "CPU a request", "us", subject, &all);
+    }
     println!("requests/s of the app, medians of {} rounds", rates.len());
     println!("bare node                  {:8.0}", of(0));
     println!(
@@ -687,6 +740,14 @@ fn requests(dir: &Dir) {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+    less("app", "1+1 in the idle app", "us", "replsock", &took[0]);
+    less(
+        "app",
+        "1+1 in the idle app",
+        "us",
+        "node's repl over net",
+        &took[1],
+    );
     println!(
         "1+1 in the idle app, us: replsock p50 {:.0}, node's repl over net {:.0}",
         median(&took[0]),
@@ -789,6 +850,8 @@ fn turns(dir: &Dir) {
     println!("turns of the app's loop in 2 s, medians of {ROUNDS} (goal: 0.98 of idle)");
     let idle = median(&all[0]);
     for (name, rates) in names.iter().zip(&all) {
+        let subject = format!("replsock: {name}");
+        more("app", "turns of its loop in 2 s", "", &subject, rates);
         println!(
             "{name:32} {:6.0}  {:.3}",
             median(rates),
@@ -860,6 +923,7 @@ fn memory(dir: &Dir) {
         rss.push(with.0 - without.0);
         pss.push(with.1 - without.1);
     }
+    less("app", "more RSS when idle", "kB", "replsock's agent", &rss);
     println!(
         "the agent in an idle app, kB, median of {PAIRS} pairs: RSS {:+.0}, PSS {:+.0} (goal: under 1024)",
         median(&rss),
@@ -870,7 +934,14 @@ fn memory(dir: &Dir) {
 fn main() {
     // Cargo says so to each bench; another word is no bench of ours.
     let only = std::env::args().skip(1).find(|word| !word.starts_with('-'));
-    let wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    let wanted = |name: &str| {
+        let scenario = match name {
+            "trips" | "throughput" | "sessions" => "repl",
+            _ => "app",
+        };
+        only.as_deref()
+            .map_or(report::wanted(scenario), |only| only == name)
+    };
     let dir = Dir::new();
     // Short paths, closed to others.
     let place = dir.path().join("s");

@@ -16,12 +16,14 @@
 // Each part of the bench uses some of it.
 #[allow(dead_code)]
 mod proc;
+mod report;
 
 use kit::Dir;
 use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
+use report::{Better, Figure, wanted};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -208,6 +210,7 @@ fn peers(floor: &Path) -> Vec<Peer> {
         let there = installed(&peer.needs);
         if !there {
             println!("{:28} is not installed", peer.name);
+            report::absent("touch", peer.name, "not installed");
         }
         there
     });
@@ -368,6 +371,16 @@ fn ms(length: Duration) -> f64 {
     length.as_secs_f64() * 1000.0
 }
 
+fn hand_over(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let figure = Figure {
+        scenario,
+        name,
+        unit,
+        better: Better::Less,
+    };
+    report::figure(figure, subject, values);
+}
+
 fn median(watchers: &[Watcher], name: &str, deed: Deed) -> Option<f64> {
     let of = |one: &&Watcher| one.peer.name == name && one.peer.deed == deed;
     let took = &watchers.iter().find(of)?.took;
@@ -392,6 +405,19 @@ fn latency(watchers: &mut [Watcher]) {
     println!("from touch to action, ms          min   median      max");
     for watcher in watchers.iter_mut() {
         println!("{}", watcher.row());
+        let name = match watcher.peer.deed {
+            Deed::Line => "to a line",
+            Deed::Shell => "to a shell that it starts",
+        };
+        let took: Vec<f64> = watcher.took.iter().copied().map(ms).collect();
+        hand_over("touch", name, "ms", watcher.peer.name, &took);
+        if took.is_empty() {
+            report::absent(
+                "touch",
+                watcher.peer.name,
+                "misses a touch that writes nothing",
+            );
+        }
     }
     for (deed, what) in [(Deed::Line, "a line"), (Deed::Shell, "a shell")] {
         let ours = median(watchers, "watchtouch --settle 0", deed);
@@ -434,6 +460,14 @@ fn idle(watchers: &[Watcher]) {
     for (one, (cpu, switches)) in all.iter().zip(before) {
         let after = now(one);
         let pid = one.child.id() as i32;
+        let figures = [
+            ("idle for 20 s: CPU", "ms", ms(after.0 - cpu)),
+            ("idle for 20 s: wake-ups", "", (after.1 - switches) as f64),
+            ("idle: RSS", "kB", proc::rss(pid).unwrap_or(0) as f64),
+        ];
+        for (name, unit, value) in figures {
+            hand_over("touch", name, unit, one.peer.name, &[value]);
+        }
         println!(
             "{:28} {:8.2} {:10} {:9} {:9} {:9}",
             one.peer.name,
@@ -458,6 +492,7 @@ fn network() {
         .any(|dir| Path::new(dir).join("linux.uml").exists())
     {
         println!("linux.uml is not installed: NFS is left out");
+        report::absent("nfs", "all", "linux.uml is not installed");
         return;
     }
     let dir = Dir::new();
@@ -480,7 +515,17 @@ fn network() {
         .envs([("LIMIT", "400"), ("MEM", "1500M")])
         .output()
         .unwrap();
-    print!("{}", String::from_utf8_lossy(&output.stdout));
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    for (name, took) in text.lines().filter_map(|line| line.split_at_checked(28)) {
+        let (name, took) = (name.trim(), took.trim());
+        let seconds = took.strip_suffix(" s").and_then(|took| took.parse().ok());
+        if let Some(seconds) = seconds {
+            hand_over("nfs", "to a line", "s", name, &[seconds]);
+        } else if took.starts_with("never") {
+            report::absent("nfs", name, took);
+        }
+    }
     assert!(output.status.success(), "the guest failed");
     println!("(goal: the interval of 1 s and 0.2 s)");
 }
@@ -499,13 +544,22 @@ fn main() {
         cc.args(["-O2", "-o"]).arg(&floor).arg(source);
         assert!(cc.status().unwrap().success(), "cc floor.c");
     }
-    let mut watchers: Vec<Watcher> = peers(&floor)
+    let list = if wanted("touch") {
+        peers(&floor)
+    } else {
+        Vec::new()
+    };
+    let mut watchers: Vec<Watcher> = list
         .into_iter()
         .enumerate()
         .map(|(number, peer)| Watcher::start(number, peer))
         .collect();
-    latency(&mut watchers);
-    idle(&watchers);
+    if wanted("touch") {
+        latency(&mut watchers);
+        idle(&watchers);
+    }
     drop(watchers);
-    network();
+    if wanted("nfs") {
+        network();
+    }
 }

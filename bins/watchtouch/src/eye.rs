@@ -224,13 +224,19 @@ impl Eye {
         };
         let (mut via, mut rearm, mut forced) = (Via::Poll, false, false);
         // Of many hosts on one file server each looks at another moment.
-        let mut phase = (common::time::random() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut phase = chance();
         loop {
+            let began = Instant::now();
             let since = self.born.elapsed().as_millis() as u64 + 1;
             self.busy.store(since, Ordering::Relaxed);
             let sighting = self.look(&mut memory, via, rearm, forced);
             self.busy.store(0, Ordering::Relaxed);
             self.tell(&mut memory, sighting);
+            // All that waited for a server that was away have their answer at one moment, and must not stay in step.
+            // Even so the next look begins more than an interval after this one did.
+            if began.elapsed() > self.interval {
+                phase = chance();
+            }
             let pause = self.pause(&memory);
             let pause = pause.map(|pause| pause.mul_f64(1.0 - std::mem::take(&mut phase)));
             let cause = self.poke.wait(pause.map(|pause| Instant::now() + pause));
@@ -339,6 +345,11 @@ impl Eye {
             memory.last = Some(sighting);
         }
     }
+}
+
+/// From 0 to 1, without 1.
+fn chance() -> f64 {
+    (common::time::random() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 fn devices(steps: &[Step]) -> HashMap<PathBuf, u64> {

@@ -9,6 +9,8 @@
 //! | an app that replsock can reach | [`live`] |
 //! | a command that replsock serves, and who comes to it | [`served`] |
 //! | many requests, each failure counted by its kind | [`load`] |
+//! | hosts with addresses of their own | [`net`] |
+//! | an etcd | [`etcd`] |
 //! | a temporary directory | [`dir`] |
 //! | a file system that fills up, freezes or becomes read-only | [`mount`] |
 //! | a file system like that of a network, and one that hangs | [`fuse`] |
@@ -23,6 +25,7 @@
 
 pub mod certs;
 pub mod dir;
+pub mod etcd;
 pub mod fuse;
 pub mod hostile;
 pub mod http;
@@ -30,6 +33,7 @@ pub mod live;
 pub mod load;
 pub mod logs;
 pub mod mount;
+pub mod net;
 pub mod run;
 pub mod served;
 pub mod touch;
