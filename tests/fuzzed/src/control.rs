@@ -22,7 +22,7 @@ pub fn run(bytes: &[u8]) {
     let mut server = Server::open(&path, |id| id).unwrap();
     let mut client = UnixStream::connect(&path).unwrap();
     let now = Instant::now();
-    server.accept(&events, now);
+    server.accept(&events, u64::MAX, now);
     let Some(id) = (0..64).find(|id| server.has(*id)) else {
         return;
     };
