@@ -470,46 +470,59 @@ fn an_app_with_its_own_handler_of_term_leaves_by_itself() {
     }
 }
 
+/// A request to a worker that is stopped while it drains, its answer after that; none where the connection was
+/// closed before we came to stop it, as it may be 2 s after the end has begun.
+fn stopped_while_it_drains(version: &str) -> Option<String> {
+    let (dir, port) = (Dir::new(), free_port());
+    dir.write("app.js", "require('http').createServer((q, r) => r.end('hello')).listen(Number(process.env.PORT), '127.0.0.1');\n");
+    let bin = kit::node(version);
+    let mut master = spawnwork(&["-n", "1", "--", "node", "app.js"])
+        .env("PATH", path_with(&[bin.parent().unwrap()]))
+        .env("PORT", port.to_string())
+        .dir(dir.path())
+        .start();
+    master.event("generation-serving");
+    let address = format!("127.0.0.1:{port}");
+    let kept = || {
+        let mut one = kit::http::connect(&address, kit::PATIENCE).unwrap();
+        assert!(exchange(&mut one, "/", true).unwrap().keeps);
+        one
+    };
+    let mut idle = kept();
+    let mut others: Vec<_> = (0..200).map(|_| kept()).collect();
+    let worker = Pid::from_raw(kit::run::children_of(master.pid())[0]);
+    master.signal(Signal::SIGTERM);
+    // The end has begun for the worker when it says so to one of the others.
+    eventually("an answer that is the last one", || {
+        let mut other = others.pop().expect("enough of them");
+        (!exchange(&mut other, "/", true).unwrap().keeps).then_some(())
+    });
+    kill(worker, Signal::SIGSTOP).unwrap();
+    let stopped = Instant::now();
+    if idle.is_closed() {
+        kill(worker, Signal::SIGCONT).unwrap();
+        assert_eq!(master.end(), 0);
+        return None;
+    }
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+        .unwrap();
+    // By then it is time for it to close what is idle.
+    eventually("time to pass", || {
+        (stopped.elapsed() > Duration::from_secs(3)).then_some(())
+    });
+    kill(worker, Signal::SIGCONT).unwrap();
+    let mut answer = String::new();
+    idle.read_to_string(&mut answer).unwrap();
+    assert_eq!(master.end(), 0);
+    Some(answer)
+}
+
 #[test]
 fn a_request_that_came_while_everything_stood_still_is_answered_at_the_end_too() {
     for version in NODES {
-        let (dir, port) = (Dir::new(), free_port());
-        dir.write("app.js", "require('http').createServer((q, r) => r.end('hello')).listen(Number(process.env.PORT), '127.0.0.1');\n");
-        let bin = kit::node(version);
-        let mut master = spawnwork(&["-n", "1", "--", "node", "app.js"])
-            .env("PATH", path_with(&[bin.parent().unwrap()]))
-            .env("PORT", port.to_string())
-            .dir(dir.path())
-            .start();
-        master.event("generation-serving");
-        let address = format!("127.0.0.1:{port}");
-        let kept = || {
-            let mut one = kit::http::connect(&address, kit::PATIENCE).unwrap();
-            assert!(exchange(&mut one, "/", true).unwrap().keeps);
-            one
-        };
-        let mut idle = kept();
-        let mut others: Vec<_> = (0..200).map(|_| kept()).collect();
-        let worker = Pid::from_raw(kit::run::children_of(master.pid())[0]);
-        master.signal(Signal::SIGTERM);
-        // The end has begun for the worker when it says so to one of the others.
-        eventually("an answer that is the last one", || {
-            let mut other = others.pop().expect("enough of them");
-            (!exchange(&mut other, "/", true).unwrap().keeps).then_some(())
-        });
-        kill(worker, Signal::SIGSTOP).unwrap();
-        let stopped = Instant::now();
-        idle.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
-            .unwrap();
-        // By then it is time for it to close what is idle.
-        eventually("time to pass", || {
-            (stopped.elapsed() > Duration::from_secs(3)).then_some(())
-        });
-        kill(worker, Signal::SIGCONT).unwrap();
-        let mut answer = String::new();
-        idle.read_to_string(&mut answer).unwrap();
+        let answer = (0..10).find_map(|_| stopped_while_it_drains(version));
+        let answer = answer.expect("a machine that lets us come in time");
         assert!(answer.ends_with("hello"), "node {version}: {answer:?}");
-        assert_eq!(master.end(), 0);
     }
 }
 

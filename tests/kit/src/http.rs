@@ -1,7 +1,9 @@
 //! As much of HTTP/1.1 as a client needs that wants to know exactly how a request failed.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -38,6 +40,19 @@ pub enum Connection {
     Tcp(TcpStream),
     /// unix
     Unix(UnixStream),
+}
+
+impl Connection {
+    /// The other side has closed or reset it, or has sent something that was not asked for.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let fd = match self {
+            Connection::Tcp(stream) => stream.as_fd(),
+            Connection::Unix(stream) => stream.as_fd(),
+        };
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() > 0
+    }
 }
 
 impl Read for Connection {

@@ -384,13 +384,12 @@ impl Pool {
         self.give(Effect::DropProbe);
         self.drop_next(now);
         let (failed, old) = (reloading.target, reloading.old);
-        let mut fields = vec![
-            ("generation", failed.into()),
-            (
-                "error",
-                Value::from(format!("{why}; generation {old} goes on")),
-            ),
-        ];
+        let error = if reloading.back {
+            format!("{why}, on the way back; its workers are started one at a time")
+        } else {
+            format!("{why}; generation {old} goes on")
+        };
+        let mut fields = vec![("generation", failed.into()), ("error", Value::from(error))];
         if let Some(text) = in_one_line(&words) {
             fields.push(("stderr", text.into()));
         }
