@@ -126,7 +126,10 @@ fn twenty_times_under_load_with_the_same_pid_and_the_same_workers() {
         load.answer(30);
         assert_eq!(service.workers(), workers, "{balance}");
         if balance == "shared" {
-            assert_eq!(service.descriptors(), open, "no descriptor is left behind");
+            // A client that is being seen off has one for a moment; nineteen would be left behind.
+            eventually("no descriptor is left behind", || {
+                (service.descriptors() <= open).then_some(())
+            });
         }
         // The one that took over can do all that the first one could.
         assert_eq!(service.ctl(&["reload"]).status, 0);
