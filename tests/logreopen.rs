@@ -586,6 +586,7 @@ fn what_makes_no_sense_is_refused_before_the_command_starts() {
     let dir = Dir::new();
     std::fs::create_dir(dir.path().join("sub")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("sock")).unwrap();
+    std::os::unix::fs::symlink("not/there", dir.path().join("nowhere")).unwrap();
     for (args, status, said) in [
         (&["--", "touch", "ran"][..], 2, "'touch' and more words"),
         (&[], 2, "no file is named"),
@@ -606,6 +607,11 @@ fn what_makes_no_sense_is_refused_before_the_command_starts() {
             &["-l", "no/out", "--", "touch", "ran"],
             125,
             "cannot open no/out: no such file or directory (its directory is missing; --mkdir makes it)",
+        ),
+        (
+            &["--mkdir", "-l", "nowhere/out", "--", "touch", "ran"],
+            125,
+            "cannot open nowhere/out: no such file or directory (the link nowhere leads nowhere)",
         ),
         (
             &["-l", "sock", "--", "touch", "ran"],

@@ -18,7 +18,6 @@ mod report;
 use master::{Master, Running, ask, marked, watch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use report::{Better, Figure};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,13 +93,7 @@ fn title(how: &str) -> &str {
 }
 
 fn hand_over(scenario: &str, name: &str, subject: &str, value: f64) {
-    let figure = Figure {
-        scenario,
-        name,
-        unit: "",
-        better: Better::Less,
-    };
-    report::figure(figure, subject, &[value]);
+    report::less(scenario, name, "", subject, &[value]);
 }
 
 fn seen_in(requests: u64) -> String {

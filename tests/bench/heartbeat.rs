@@ -18,7 +18,6 @@ mod report;
 
 use kit::Run;
 use kit::hostile::{Hostile, Step, says};
-use report::{Better, Figure};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -62,13 +61,7 @@ fn ran(pid: i32) -> Duration {
 }
 
 fn hand_over(name: &str, unit: &str, subject: &str, values: &[f64]) {
-    let figure = Figure {
-        scenario: "check",
-        name,
-        unit,
-        better: Better::Less,
-    };
-    report::figure(figure, subject, values);
+    report::less("check", name, unit, subject, values);
 }
 
 fn checks_in_a_loop(port: &str) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::report::{self, Better, Figure};
+use crate::report;
 
 const ROTATIONS: usize = 20;
 /// Lines of 100 bytes, a hundred every millisecond.
@@ -111,12 +111,12 @@ pub fn measure(numbers: &Path, memory: &Path) {
         let (lost, written) = lost(&way, numbers, &directory);
         fs::remove_dir_all(&directory).unwrap();
         println!("{:28} {lost:9} of {written}", way.name);
-        let figure = Figure {
-            scenario: "lost",
-            name: "lines lost of a million",
-            unit: "",
-            better: Better::Less,
-        };
-        report::figure(figure, way.name, &[lost as f64 * 1e6 / written as f64]);
+        report::less(
+            "lost",
+            "lines lost of a million",
+            "",
+            way.name,
+            &[lost as f64 * 1e6 / written as f64],
+        );
     }
 }

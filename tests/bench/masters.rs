@@ -17,7 +17,7 @@ use kit::Dir;
 use master::{Master, Running};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use report::{Better, Figure, wanted};
+use report::wanted;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -37,13 +37,7 @@ fn progress(text: &str) {
 }
 
 fn less(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
-    let figure = Figure {
-        scenario,
-        name,
-        unit,
-        better: Better::Less,
-    };
-    report::figure(figure, subject, values);
+    report::less(scenario, name, unit, subject, values);
     let shown: Vec<String> = values.iter().map(|value| format!("{value:.1}")).collect();
     println!(
         "{scenario}: {name:32} {subject:24} {} {unit}",

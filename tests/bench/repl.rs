@@ -22,7 +22,7 @@ mod report;
 
 use kit::{Dir, Run, Running, eventually};
 use load::{Load, Shape};
-use report::{Better, Figure};
+use report::{less, more};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -323,26 +323,6 @@ fn kinds() -> Vec<&'static Kind> {
         there
     });
     list
-}
-
-fn less(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
-    let figure = Figure {
-        scenario,
-        name,
-        unit,
-        better: Better::Less,
-    };
-    report::figure(figure, subject, values);
-}
-
-fn more(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
-    let figure = Figure {
-        scenario,
-        name,
-        unit,
-        better: Better::More,
-    };
-    report::figure(figure, subject, values);
 }
 
 /// The median of ours beside the best of the peers'.

@@ -60,6 +60,36 @@ pub fn figure(figure: Figure<'_>, subject: &str, values: &[f64]) {
     ]);
 }
 
+/// One of which less is better.
+pub fn less(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let better = Better::Less;
+    figure(
+        Figure {
+            scenario,
+            name,
+            unit,
+            better,
+        },
+        subject,
+        values,
+    );
+}
+
+/// One of which more is better.
+pub fn more(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
+    let better = Better::More;
+    figure(
+        Figure {
+            scenario,
+            name,
+            unit,
+            better,
+        },
+        subject,
+        values,
+    );
+}
+
 /// A program that is not there, or did not do it.
 pub fn absent(scenario: &str, subject: &str, why: &str) {
     record(&[scenario, "", "", "", subject, why]);

@@ -10,7 +10,6 @@
 
 mod report;
 
-use report::{Better, Figure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,13 +40,7 @@ const MODULES: [&str; 2] = ["pm2", "recluster"];
 
 fn hand_over(name: &str, subject: &str, kib: f64) {
     println!("{name:24} {subject:24} {kib:9.0} KiB");
-    let figure = Figure {
-        scenario: "size",
-        name,
-        unit: "KiB",
-        better: Better::Less,
-    };
-    report::figure(figure, subject, &[kib]);
+    report::less("size", name, "KiB", subject, &[kib]);
 }
 
 /// All files below it, in KiB; links are not followed.

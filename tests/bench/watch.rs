@@ -23,7 +23,7 @@ use nix::fcntl::AT_FDCWD;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
-use report::{Better, Figure, wanted};
+use report::{less, wanted};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -371,16 +371,6 @@ fn ms(length: Duration) -> f64 {
     length.as_secs_f64() * 1000.0
 }
 
-fn hand_over(scenario: &str, name: &str, unit: &str, subject: &str, values: &[f64]) {
-    let figure = Figure {
-        scenario,
-        name,
-        unit,
-        better: Better::Less,
-    };
-    report::figure(figure, subject, values);
-}
-
 fn median(watchers: &[Watcher], name: &str, deed: Deed) -> Option<f64> {
     let of = |one: &&Watcher| one.peer.name == name && one.peer.deed == deed;
     let took = &watchers.iter().find(of)?.took;
@@ -410,7 +400,7 @@ fn latency(watchers: &mut [Watcher]) {
             Deed::Shell => "to a shell that it starts",
         };
         let took: Vec<f64> = watcher.took.iter().copied().map(ms).collect();
-        hand_over("touch", name, "ms", watcher.peer.name, &took);
+        less("touch", name, "ms", watcher.peer.name, &took);
         if took.is_empty() {
             report::absent(
                 "touch",
@@ -466,7 +456,7 @@ fn idle(watchers: &[Watcher]) {
             ("idle: RSS", "kB", proc::rss(pid).unwrap_or(0) as f64),
         ];
         for (name, unit, value) in figures {
-            hand_over("touch", name, unit, one.peer.name, &[value]);
+            less("touch", name, unit, one.peer.name, &[value]);
         }
         println!(
             "{:28} {:8.2} {:10} {:9} {:9} {:9}",
@@ -521,7 +511,7 @@ fn network() {
         let (name, took) = (name.trim(), took.trim());
         let seconds = took.strip_suffix(" s").and_then(|took| took.parse().ok());
         if let Some(seconds) = seconds {
-            hand_over("nfs", "to a line", "s", name, &[seconds]);
+            less("nfs", "to a line", "s", name, &[seconds]);
         } else if took.starts_with("never") {
             report::absent("nfs", name, took);
         }

@@ -255,7 +255,15 @@ pub fn explain(path: &Path, why: &io::Error) -> String {
     let cause = describe(why);
     match why.raw_os_error() {
         Some(nix::libc::ENOENT) if !directory_of(path).exists() => {
-            format!("{cause} (its directory is missing; --mkdir makes it)")
+            match path
+                .ancestors()
+                .skip(1)
+                .find(|part| part.is_symlink() && !part.exists())
+            {
+                // No --mkdir makes what a link of somebody's is meant to lead to.
+                Some(link) => format!("{cause} (the link {} leads nowhere)", link.display()),
+                None => format!("{cause} (its directory is missing; --mkdir makes it)"),
+            }
         }
         Some(nix::libc::ENXIO) if is_socket(path) => "it is a socket".to_owned(),
         Some(nix::libc::ENXIO) => "nobody reads it".to_owned(),
