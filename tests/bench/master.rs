@@ -228,7 +228,7 @@ pub const MASTERS: [Master; 21] = [
         name: "fork+exec in C, python",
         app: App::Server,
         // The socket at 3, as spawnwork hands it down.
-        start: "exec $python -c 'import os, socket, sys; s = socket.create_server((\"127.0.0.1\", int(sys.argv[1]))); os.dup2(s.fileno(), 3); os.execv(sys.argv[2], sys.argv[2:])' $PORT $supervise 2 $python app.py",
+        start: "exec $python -c 'import os, socket, sys; s = socket.create_server((\"127.0.0.1\", int(sys.argv[1]))); os.dup2(s.fileno(), 3); os.set_inheritable(3, True); os.execv(sys.argv[2], sys.argv[2:])' $PORT $supervise 2 $python app.py",
         needs: "test -x $supervise",
         takes: RESPAWN,
         ..BASE
