@@ -17,7 +17,7 @@ mod master;
 mod proc;
 mod report;
 
-use master::{Master, Running, ask, marked, outcome, progress, watch};
+use master::{MASTERS, Master, Running, ask, marked, outcome, progress, watch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::ExitCode;
@@ -186,6 +186,9 @@ fn main() -> ExitCode {
         }),
         master::scenario("master", || row("kill -9 of the master", "master", killed)),
     ];
+    for master in MASTERS.iter().filter(|master| !master.how.is_empty()) {
+        println!("{}: {}", master.name, master.how);
+    }
     if done.contains(&false) {
         return ExitCode::FAILURE;
     }

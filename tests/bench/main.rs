@@ -20,7 +20,7 @@ mod proc;
 mod report;
 
 use load::{Count, Load, Shape};
-use master::{App, MASTERS, Master, Outcome, PATIENCE, Running, less, more, outcome, progress};
+use master::{App, Master, Outcome, PATIENCE, Running, less, more, note, outcome, progress};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
@@ -72,9 +72,6 @@ fn main() -> ExitCode {
         master::scenario("requests", requests),
         master::scenario("reload", reload),
     ];
-    for master in MASTERS.iter().filter(|master| !master.how.is_empty()) {
-        println!("{}: {}", master.name, master.how);
-    }
     if done.contains(&false) {
         return ExitCode::FAILURE;
     }
@@ -303,6 +300,11 @@ fn respawn() {
         less("respawn", &figure, "ms", &name, &one.from_kill);
         let figure = format!("{app}: its end to the next one's {next}");
         less("respawn", &figure, "ms", &name, &one.from_end);
+        let least = one.from_kill.iter().copied().fold(f64::MAX, f64::min);
+        if least > 900.0 {
+            let text = "waits for a second after each end, however long the worker had lived";
+            note("respawn", &name, text);
+        }
     }
 }
 
@@ -383,12 +385,6 @@ fn requests() {
             note("requests", &subject, &text);
         }
     }
-}
-
-/// A remark below the table.
-fn note(scenario: &str, subject: &str, text: &str) {
-    println!("{scenario}: {subject}: {text}");
-    report::absent(scenario, subject, text);
 }
 
 // ---- reload ----

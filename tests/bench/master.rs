@@ -14,15 +14,14 @@ use kit::http::{self, Connection};
 use kit::{Dir, free_port};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long clients watch after a reload was asked for.
@@ -526,6 +525,27 @@ fn build(root: &Path) -> PathBuf {
     place
 }
 
+/// What Debian did not bring, with its version: of npm, and of PyPI.
+fn versions() -> &'static [(&'static str, String)] {
+    static VERSIONS: OnceLock<Vec<(&str, String)>> = OnceLock::new();
+    VERSIONS.get_or_init(|| {
+        let of_npm = "node -p \"require(process.argv[1]).version\"";
+        let asked = [
+            ("PM2", format!("{of_npm} ${{pm2%/bin/pm2}}/package.json")),
+            ("recluster", format!("{of_npm} $recluster/package.json")),
+            ("gunicorn", "$gunicorn --version | tr -dc 0-9.".to_owned()),
+        ];
+        let mut list = Vec::new();
+        for (name, line) in asked {
+            let output = shell(&line, Path::new("/")).stdout(Stdio::piped()).output();
+            let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+            list.extend(text.ok().map(|text| (name, text.trim().to_owned())));
+        }
+        list.retain(|(_, version)| !version.is_empty());
+        list
+    })
+}
+
 /// Those of a scenario that are installed; the others are named.
 pub fn of(scenario: &str) -> Vec<&'static Master> {
     let all = MASTERS.iter().filter(|one| one.takes.contains(&scenario));
@@ -907,10 +927,19 @@ pub fn outcome<T>(scenario: &str, master: &Master, outcome: Outcome<T>) -> Optio
         Ok(value) => Some(value),
         Err(why) => {
             assert!(!master.is_ours(), "{scenario}: {}: {why}", master.name);
-            println!("{scenario}: {}: {why}", master.name);
-            report::absent(scenario, master.name, &why);
+            note(scenario, master.name, &why);
             None
         }
+    }
+}
+
+/// A remark below the table, once.
+pub fn note(scenario: &str, subject: &str, text: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let line = format!("{scenario}: {subject}: {text}");
+    if SAID.lock().unwrap().insert(line.clone()) {
+        println!("{line}");
+        report::absent(scenario, subject, text);
     }
 }
 
