@@ -77,6 +77,8 @@ impl App {
 pub struct Master {
     pub name: &'static str,
     pub app: App,
+    /// Done before its start, and not a part of it.
+    pub prepare: &'static str,
     pub start: &'static str,
     /// Its end is the reload's, if `tells`.
     pub reload: &'static str,
@@ -101,6 +103,7 @@ impl Master {
 const BASE: Master = Master {
     name: "",
     app: App::Node,
+    prepare: "",
     start: "",
     reload: "",
     tells: false,
@@ -117,6 +120,9 @@ const BASE: Master = Master {
 const UNDER_LOAD: &[&str] = &["requests", "reload"];
 const REQUESTS: &[&str] = &["requests"];
 const RESPAWN: &[&str] = &["respawn"];
+/// A directory for each service, with what it runs, as s6, runit and daemontools have it.
+const SERVICES: &str =
+    "for n in $(seq $count); do mkdir -p s/$n && ln -sf $small s/$n/run || exit; done";
 const SUPERVISES: &[&str] = &["idle", "respawn", "many"];
 
 pub const MASTERS: [Master; 21] = [
@@ -160,7 +166,8 @@ pub const MASTERS: [Master; 21] = [
     },
     Master {
         name: "recluster",
-        start: "printf \"var c = require('$recluster')('app.js', {workers: 2, readyWhen: 'listening'}); c.run(); process.on('SIGUSR2', () => c.reload());\" > master.js; exec node master.js",
+        prepare: "printf \"var c = require('$recluster')('app.js', {workers: 2, readyWhen: 'listening'}); c.run(); process.on('SIGUSR2', () => c.reload());\" > master.js",
+        start: "exec node master.js",
         reload: "kill -USR2 $PID",
         needs: "test -d $recluster",
         how: "readyWhen 'listening'; USR2 -> reload(), which has no result",
@@ -261,7 +268,8 @@ pub const MASTERS: [Master; 21] = [
     Master {
         name: "s6",
         app: App::Small,
-        start: "for n in $(seq $count); do mkdir -p s/$n; ln -s $small s/$n/run; done; exec s6-svscan -c 1000 s",
+        prepare: SERVICES,
+        start: "exec s6-svscan -c 1000 s",
         needs: "command -v s6-svscan",
         takes: SUPERVISES,
         ..BASE
@@ -269,7 +277,8 @@ pub const MASTERS: [Master; 21] = [
     Master {
         name: "runit",
         app: App::Small,
-        start: "for n in $(seq $count); do mkdir -p s/$n; ln -s $small s/$n/run; done; exec runsvdir s",
+        prepare: SERVICES,
+        start: "exec runsvdir s",
         needs: "command -v runsvdir",
         takes: SUPERVISES,
         ..BASE
@@ -277,7 +286,8 @@ pub const MASTERS: [Master; 21] = [
     Master {
         name: "daemontools",
         app: App::Small,
-        start: "for n in $(seq $count); do mkdir -p s/$n; ln -s $small s/$n/run; done; exec svscan s",
+        prepare: SERVICES,
+        start: "exec svscan s",
         needs: "command -v svscan",
         takes: SUPERVISES,
         ..BASE
@@ -285,7 +295,8 @@ pub const MASTERS: [Master; 21] = [
     Master {
         name: "supervisord",
         app: App::Small,
-        start: "printf '[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\nminfds=4096\npidfile=%s/pid\n[program:w]\ncommand=%s\nnumprocs=%s\nprocess_name=w%%(process_num)d\nautorestart=true\nstdout_logfile=NONE\nstderr_logfile=NONE\n' \"$PWD\" \"$small\" \"$count\" > c; exec supervisord -c c",
+        prepare: "printf '[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\nminfds=4096\npidfile=%s/pid\n[program:w]\ncommand=%s\nnumprocs=%s\nprocess_name=w%%(process_num)d\nautorestart=true\nstdout_logfile=NONE\nstderr_logfile=NONE\n' \"$PWD\" \"$small\" \"$count\" > c",
+        start: "exec supervisord -c c",
         needs: "command -v supervisord",
         takes: SUPERVISES,
         ..BASE
@@ -754,6 +765,13 @@ impl<'a> Running<'a> {
 
     /// Starts the master, until it answers.
     pub fn launch(&mut self) -> Outcome<()> {
+        if !self
+            .shell(self.master.prepare)
+            .status()
+            .is_ok_and(|end| end.success())
+        {
+            return Err(self.because("its configuration could not be made"));
+        }
         let child = self.shell(self.master.start).spawn();
         let child = child.map_err(|why| format!("could not start: {why}"))?;
         self.pid = child.id() as i32;
