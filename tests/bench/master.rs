@@ -295,7 +295,7 @@ pub const MASTERS: [Master; 21] = [
     Master {
         name: "supervisord",
         app: App::Small,
-        prepare: "printf '[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\nminfds=4096\npidfile=%s/pid\n[program:w]\ncommand=%s\nnumprocs=%s\nprocess_name=w%%(process_num)d\nautorestart=true\nstdout_logfile=NONE\nstderr_logfile=NONE\n' \"$PWD\" \"$small\" \"$count\" > c",
+        prepare: "printf '[supervisord]\nnodaemon=true\nlogfile=/dev/null\nlogfile_maxbytes=0\nminfds=4096\npidfile=%s/pid\n[program:w]\ncommand=%s\nnumprocs=%s\nprocess_name=w%%(process_num)d\nautorestart=true\nstartsecs=0\nstdout_logfile=NONE\nstderr_logfile=NONE\n' \"$PWD\" \"$small\" \"$count\" > c",
         start: "exec supervisord -c c",
         needs: "command -v supervisord",
         takes: SUPERVISES,
