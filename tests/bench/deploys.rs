@@ -170,7 +170,10 @@ fn main() -> ExitCode {
         println!("to measure: cargo bench --package bench --bench deploys");
         return ExitCode::SUCCESS;
     }
-    master::stop_all_on_signals();
+    master::guarded(measure)
+}
+
+fn measure() -> ExitCode {
     let runs = std::env::var("BENCH_RUNS")
         .ok()
         .and_then(|text| text.parse().ok())

@@ -25,7 +25,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, mkfifo};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -48,14 +48,15 @@ const RELOADS: usize = 5;
 /// new workers want for a processor, so that what fails is the reload's doing.
 const CLIENTS: u64 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
-const SHAPES: [(Shape, &str); 3] = [
-    (Shape::Fresh, "fresh"),
-    (Shape::KeepAlive, "keep-alive"),
-    (Shape::Slow, "slow"),
+/// Fewer of those that hold a worker without threads up for long.
+const SHAPES: [(Shape, &str, u64); 3] = [
+    (Shape::Fresh, "fresh", CLIENTS),
+    (Shape::KeepAlive, "keep-alive", CLIENTS),
+    (Shape::Slow, "slow", 4),
 ];
 /// Under load, before the first reload and after the last one.
 const BEFORE: Duration = Duration::from_millis(500);
-const LEAVE: Duration = Duration::from_millis(2500);
+const LEAVE: Duration = Duration::from_secs(2);
 /// New workers that have not all answered by then are taken as they are.
 const ANSWERED: Duration = Duration::from_secs(10);
 
@@ -65,7 +66,10 @@ fn main() -> ExitCode {
         println!("to measure: cargo bench --package bench --bench spawnwork");
         return ExitCode::SUCCESS;
     }
-    master::stop_all_on_signals();
+    master::guarded(measure)
+}
+
+fn measure() -> ExitCode {
     let done = [
         master::scenario("idle", idle),
         master::scenario("respawn", respawn),
@@ -394,21 +398,20 @@ fn requests() {
 fn reloads(running: &Running<'_>, times: usize) -> Outcome<(Vec<Count>, Vec<f64>, usize)> {
     let loads: Vec<Load> = SHAPES
         .iter()
-        .map(|(shape, _)| Load::paced(running.port, *shape, CLIENTS, PAUSE))
+        .map(|(shape, _, clients)| Load::paced(running.port, *shape, *clients, PAUSE))
         .collect();
     std::thread::sleep(BEFORE);
     let mut took = Vec::new();
     for _ in 0..times {
-        let before = running.workers();
+        let answered = || loads.iter().flat_map(Load::seen);
+        let mut old: BTreeSet<i32> = answered().collect();
+        old.extend(running.workers());
         let began = Instant::now();
         running.reloaded()?;
         // Who has no result to tell is done when as many new ones as there should be have answered.
         while !running.master.tells && began.elapsed() < ANSWERED {
-            let seen = loads.iter().flat_map(Load::seen);
-            let seen: std::collections::BTreeSet<i32> = seen
-                .filter(|pid| *pid > 0 && !before.contains(pid))
-                .collect();
-            if seen.len() >= running.master.workers {
+            let new: BTreeSet<i32> = answered().filter(|pid| !old.contains(pid)).collect();
+            if new.len() >= running.master.workers {
                 break;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -463,7 +466,7 @@ fn reload() {
     for (running, seen) in &all {
         let subject = subject(running.master);
         for (mine, times) in seen.iter().zip(["one reload", "five in a row"]) {
-            for ((_, shape), values) in SHAPES.iter().zip(&mine.failed) {
+            for ((_, shape, _), values) in SHAPES.iter().zip(&mine.failed) {
                 let name = format!("{times}, {shape} requests: failed");
                 less("reload", &name, "", &subject, values);
             }

@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -634,26 +634,48 @@ fn own_mark() -> String {
     format!("{}-", std::process::id())
 }
 
-/// SIGINT and SIGTERM end what was started: each master is in a process group of its own, and PM2's is nobody's child.
-pub fn stop_all_on_signals() {
-    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+/// Runs a bench in a child, and when that ends, by itself or by a signal, ends all that it started: each master is in a
+/// process group of its own, and PM2's is nobody's child. Not by a thread of the bench, which would need SIGTERM
+/// blocked: the masters would inherit that, and their workers would not end when told to.
+pub fn guarded(run: impl FnOnce() -> ExitCode) -> ExitCode {
+    const GUARDED: &str = "BENCH_GUARDED";
+    if std::env::var_os(GUARDED).is_some() {
+        return run();
+    }
+    let own = std::env::current_exe().unwrap();
+    let mut bench = Command::new(own)
+        .args(std::env::args_os().skip(1))
+        .env(GUARDED, "1")
+        .spawn()
+        .unwrap();
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD];
+    let signals: SigSet = signals.into_iter().collect();
     signals.thread_block().expect("the signal mask");
-    std::thread::spawn(move || {
-        let signal = signals.wait().expect("sigwait");
-        for _ in 0..20 {
-            for pid in marked(&own_mark()) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
+    let status = loop {
+        if let Some(status) = bench.try_wait().unwrap() {
+            break status;
         }
-        let own = format!("nirvana-test-{}-", std::process::id());
-        let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten();
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&own) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
+        if signals.wait().expect("sigwait") != Signal::SIGCHLD {
+            let _ = bench.kill();
         }
-        std::process::exit(128 + signal as i32);
-    });
+    };
+    for _ in 0..20 {
+        for pid in marked(&format!("{}-", bench.id())) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    let left = format!("nirvana-test-{}-", bench.id());
+    let entries = fs::read_dir(std::env::temp_dir()).into_iter().flatten();
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&left) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 impl<'a> Running<'a> {

@@ -13,7 +13,7 @@ mod master;
 mod proc;
 mod report;
 
-use master::{Master, Outcome, Running, less, outcome, progress};
+use master::{Running, less, outcome, progress};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::ExitCode;
@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const STARTS: usize = 3;
-/// So often a worker is killed, so long apart. Longer than a worker of node takes to come back.
-const KILLS: usize = 10;
+const ROUNDS: usize = 3;
+/// So often a worker is killed in a round, so long apart. Longer than a worker of node takes to come back.
+const KILLS: usize = 4;
 const APART: Duration = Duration::from_millis(700);
 
 /// From the start to the first answer, each of them once in each round.
@@ -31,7 +31,7 @@ fn starts() {
     let masters = master::of("start");
     let mut all = vec![Vec::new(); masters.len()];
     let mut gone = vec![false; masters.len()];
-    for round in 0..STARTS {
+    for round in 0..ROUNDS {
         for step in 0..masters.len() {
             let at = (round + step) % masters.len();
             if gone[at] {
@@ -64,8 +64,8 @@ fn kill_one(running: &Running<'_>, last: &mut i32) {
     }
 }
 
-fn crash(master: &Master) -> Outcome<()> {
-    let running = Running::start(master)?;
+/// Failed requests of a thousand, in one round of kills.
+fn kills(running: &Running<'_>) -> f64 {
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -75,17 +75,34 @@ fn crash(master: &Master) -> Outcome<()> {
         .collect();
     let mut last = 0;
     for _ in 0..KILLS {
-        kill_one(&running, &mut last);
+        kill_one(running, &mut last);
         std::thread::sleep(APART);
     }
     over.store(true, Ordering::Relaxed);
     let seen: Vec<_> = clients.into_iter().map(|one| one.join().unwrap()).collect();
     let failed: u64 = seen.iter().map(|one| one.failed).sum();
     let requests: u64 = seen.iter().map(|one| one.requests).sum();
-    let name = format!("{}: failed requests of a thousand", master.app.name());
-    let value = failed as f64 * 1000.0 / requests as f64;
-    less("crash", &name, "", master.name, &[value]);
-    Ok(())
+    failed as f64 * 1000.0 / requests as f64
+}
+
+fn crash() {
+    let mut all = Vec::new();
+    for master in master::of("crash") {
+        progress(&format!("crash: {} starts", master.name));
+        let running = outcome("crash", master, Running::start(master));
+        all.extend(running.map(|running| (running, Vec::new())));
+    }
+    for round in 1..=ROUNDS {
+        progress(&format!("crash, round {round} of {ROUNDS}"));
+        for (running, failed) in &mut all {
+            failed.push(kills(running));
+        }
+    }
+    for (running, failed) in &all {
+        let master = running.master;
+        let name = format!("{}: failed requests of a thousand", master.app.name());
+        less("crash", &name, "", master.name, failed);
+    }
 }
 
 // ---- many ----
@@ -119,15 +136,13 @@ fn main() -> ExitCode {
         println!("to measure: cargo bench --package bench --bench masters");
         return ExitCode::SUCCESS;
     }
-    master::stop_all_on_signals();
+    master::guarded(measure)
+}
+
+fn measure() -> ExitCode {
     let done = [
         master::scenario("start", starts),
-        master::scenario("crash", || {
-            for master in master::of("crash") {
-                progress(&format!("crash: {}", master.name));
-                outcome("crash", master, crash(master));
-            }
-        }),
+        master::scenario("crash", crash),
         master::scenario("many", many),
     ];
     if done.contains(&false) {
