@@ -719,13 +719,20 @@ impl<'a> Running<'a> {
         Ok(running)
     }
 
-    /// With a short patience for workers that do not come up.
+    /// With a short patience for workers that do not come up. The first ones may need more on a busy machine: once more,
+    /// then.
     pub fn start_for_deploys(master: &'a Master) -> Outcome<Running<'a>> {
-        let mut running = Running::new(master);
-        running.ready = 3;
-        running.launch()?;
-        running.settle()?;
-        Ok(running)
+        let mut tries = 0;
+        loop {
+            let mut running = Running::new(master);
+            running.ready = 3;
+            tries += 1;
+            match running.launch().and_then(|()| running.settle()) {
+                Ok(()) => return Ok(running),
+                Err(why) if tries == 3 => return Err(why),
+                Err(_) => {}
+            }
+        }
     }
 
     pub fn deploy(&self, version: &str, how: &str) {
@@ -794,6 +801,7 @@ impl<'a> Running<'a> {
         {
             return Err(self.because("its configuration could not be made"));
         }
+        let _ = fs::remove_file(self.dir.path().join("pid"));
         let child = self.shell(self.master.start).spawn();
         let child = child.map_err(|why| format!("could not start: {why}"))?;
         self.pid = child.id() as i32;
