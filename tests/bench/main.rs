@@ -106,7 +106,7 @@ fn idle() {
             continue;
         };
         let pss = sum(&running.supervisors(), proc::pss);
-        let name = format!("{}: PSS of all that supervises", master.app.name());
+        let name = format!("PSS of all that supervises, {}", master.app.name());
         less("idle", &name, "kB", master.name, &[pss as f64]);
     }
     let all = start_all("idle");
@@ -149,7 +149,7 @@ fn idle() {
             ("processes", "", pids.len() as f64),
         ];
         for (name, unit, value) in figures {
-            let name = format!("{}: {name} of all that supervises", master.app.name());
+            let name = format!("{name} of all that supervises, {}", master.app.name());
             less("idle", &name, unit, master.name, &[value]);
         }
     }
@@ -300,9 +300,9 @@ fn respawn() {
         } else {
             master.name.to_owned()
         };
-        let figure = format!("{app}: kill -9 to the next one's {next}");
+        let figure = format!("kill -9 to the next one's {next}, {app}");
         less("respawn", &figure, "ms", &name, &one.from_kill);
-        let figure = format!("{app}: its end to the next one's {next}");
+        let figure = format!("its end to the next one's {next}, {app}");
         less("respawn", &figure, "ms", &name, &one.from_end);
         let least = one.from_kill.iter().copied().fold(f64::MAX, f64::min);
         if least > 900.0 {
@@ -324,7 +324,7 @@ fn groups(master: &Master) -> Vec<&'static str> {
 
 fn subject(master: &Master) -> String {
     match master.app {
-        App::Static => format!("{}, static answer", master.name),
+        App::Static => format!("{}, static answer (floor)", master.name),
         _ => master.name.to_owned(),
     }
 }
@@ -372,12 +372,12 @@ fn requests() {
         let master = running.master;
         let subject = subject(master);
         for group in groups(master) {
-            let keep_alive = format!("{group}: keep-alive connections");
+            let keep_alive = format!("keep-alive connections, {group}");
             more("requests", &keep_alive, "1/s", &subject, &rates.keep_alive);
-            let fresh = format!("{group}: fresh connections");
+            let fresh = format!("fresh connections, {group}");
             more("requests", &fresh, "1/s", &subject, &rates.fresh);
             if master.workers > 1 {
-                let share = format!("{group}: the busier of two workers, of fresh connections");
+                let share = format!("fresh connections of the busier worker of two, {group}");
                 less("requests", &share, "%", &subject, &rates.busiest);
             }
         }
@@ -430,7 +430,7 @@ struct Reloads {
     /// Of each shape, a value for each round.
     failed: [Vec<f64>; SHAPES.len()],
     kinds: Count,
-    requests: Vec<f64>,
+    requests: Vec<u64>,
     took: Vec<f64>,
     left: Vec<f64>,
 }
@@ -469,7 +469,7 @@ fn reload() {
                 mine.kinds.add(count);
             }
             let requests: u64 = counts.iter().map(|count| count.requests).sum();
-            mine.requests.push(requests as f64);
+            mine.requests.push(requests);
             mine.took.extend(took);
             mine.left.push(left as f64);
             there.push((running, seen));
@@ -477,25 +477,24 @@ fn reload() {
         all = there;
     }
     for (running, seen) in &all {
-        let subject = subject(running.master);
+        let subject = running.master.name;
         for (mine, times) in seen.iter().zip(["one reload", "five in a row"]) {
             for ((_, shape, _), values) in SHAPES.iter().zip(&mine.failed) {
                 let name = format!("{times}, {shape} requests: failed");
-                less("reload", &name, "", &subject, values);
+                less("reload", &name, "", subject, values);
             }
-            let name = format!("{times}: requests of all shapes");
-            more("reload", &name, "", &subject, &mine.requests);
+            println!("reload: {times}: {subject}: {:?} requests", mine.requests);
             let name = format!("{times}: old workers still there");
-            less("reload", &name, "", &subject, &mine.left);
+            less("reload", &name, "", subject, &mine.left);
             if mine.kinds.failed() > 0 {
                 note(
                     "reload",
-                    &subject,
+                    subject,
                     &format!("failed, {times}: {}", mine.kinds),
                 );
             }
         }
         let took: Vec<f64> = seen.iter().flat_map(|mine| mine.took.clone()).collect();
-        less("reload", "a reload takes", "ms", &subject, &took);
+        less("reload", "a reload takes", "ms", subject, &took);
     }
 }

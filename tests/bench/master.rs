@@ -174,7 +174,7 @@ pub const MASTERS: [Master; 21] = [
         ..BASE
     },
     Master {
-        name: "fork+exec in C, node",
+        name: "bare fork+exec in C, node",
         start: "exec $supervise 2 node app.js",
         needs: "test -x $supervise",
         takes: RESPAWN,
@@ -231,7 +231,7 @@ pub const MASTERS: [Master; 21] = [
         ..BASE
     },
     Master {
-        name: "fork+exec in C, python",
+        name: "bare fork+exec in C, python",
         app: App::Server,
         // The socket at 3, as spawnwork hands it down.
         start: "exec $python -c 'import os, socket, sys; s = socket.create_server((\"127.0.0.1\", int(sys.argv[1]))); os.dup2(s.fileno(), 3); os.set_inheritable(3, True); os.execv(sys.argv[2], sys.argv[2:])' $PORT $supervise 2 $python app.py",
@@ -258,7 +258,7 @@ pub const MASTERS: [Master; 21] = [
         ..BASE
     },
     Master {
-        name: "fork+exec in C",
+        name: "bare fork+exec in C",
         app: App::Small,
         start: "exec $supervise $count $small",
         needs: "test -x $supervise",

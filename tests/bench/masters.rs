@@ -45,7 +45,7 @@ fn starts() {
         }
     }
     for (master, took) in masters.iter().zip(&all) {
-        let name = format!("{}: to the first answer", master.app.name());
+        let name = format!("to the first answer, {}", master.app.name());
         less("start", &name, "ms", master.name, took);
     }
 }
@@ -105,7 +105,7 @@ fn crash() {
     }
     for (running, failed) in &all {
         let master = running.master;
-        let name = format!("{}: failed requests of a thousand", master.app.name());
+        let name = format!("failed requests of a thousand, {}", master.app.name());
         less("crash", &name, "", master.name, failed);
     }
 }
