@@ -426,6 +426,9 @@ pub fn text(app: App, version: &str, how: &str) -> String {
 pub struct Seen {
     pub requests: u64,
     pub failed: u64,
+    /// Those of all that were made over a connection which is kept, if the server keeps it.
+    pub over_kept: u64,
+    pub failed_over_kept: u64,
     pub versions: BTreeMap<String, u64>,
 }
 
@@ -458,10 +461,15 @@ pub fn watch(port: u16, over: &AtomicBool) -> Seen {
         for keep in [false, true] {
             let mut none = None;
             let slot = if keep { &mut kept } else { &mut none };
+            let over_kept = u64::from(slot.is_some());
             seen.requests += 1;
+            seen.over_kept += over_kept;
             match ask(port, slot, keep) {
                 Some(version) => *seen.versions.entry(version).or_default() += 1,
-                None => seen.failed += 1,
+                None => {
+                    seen.failed += 1;
+                    seen.failed_over_kept += over_kept;
+                }
             }
         }
         std::thread::sleep(PAUSE);
