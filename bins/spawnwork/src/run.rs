@@ -797,6 +797,12 @@ impl Master {
             .workers
             .values()
             .filter_map(|worker| self.worker_deadline(worker, now));
+        let others_wait = self.pool.waits_for_starts(now);
+        let looks = self
+            .workers
+            .values()
+            .filter(|worker| others_wait && self.pool.starts(worker.id))
+            .filter_map(|worker| worker.look_at(&self.plan.ready));
         let sockets = self
             .sockets
             .iter()
@@ -804,6 +810,7 @@ impl Master {
         let leftovers = self.leftovers.iter().map(|leftover| leftover.deadline(now));
         streams
             .chain(workers)
+            .chain(looks)
             .chain(sockets)
             .chain(leftovers)
             .chain(self.pool.deadline(now))

@@ -650,6 +650,7 @@ impl Master {
                 held: one.held,
                 aborted: one.aborted,
                 late: false,
+                settled: false,
             });
             let worker = Worker {
                 id: one.id,
@@ -674,6 +675,7 @@ impl Master {
                 shown: one.shown,
                 ready_fd,
                 check: (None, now),
+                looked: None,
                 last,
                 streams: one.streams,
             };
