@@ -613,13 +613,8 @@ impl Master {
                 None => None,
             };
             if let Some(channel) = &channel {
-                let interest = if channel.wants_to_write() {
-                    Interest::Both
-                } else {
-                    Interest::Read
-                };
-                self.events
-                    .add(channel, Token::Channel(one.id).number(), interest)?;
+                let token = Token::Channel(one.id).number();
+                self.events.add(channel, token, channel.interest())?;
             }
             let ready_fd = match one.ready_fd {
                 Some(fd) => Some(taken.own(fd)?),
