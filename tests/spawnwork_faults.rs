@@ -325,7 +325,8 @@ fn a_channel_that_the_kernel_has_no_memory_for_is_left_alone_for_a_moment() {
 fn scripts_of_npm_that_cannot_be_let_in_are_not_tried_again_without_end() {
     let dir = Dir::new();
     let script = format!("node {}", app("hello.js").display());
-    let package = serde_json::json!({"name": "shop", "version": "1.0.0", "scripts": {"start": script}});
+    let package =
+        serde_json::json!({"name": "shop", "version": "1.0.0", "scripts": {"start": script}});
     dir.write("package.json", &package.to_string());
     for error in [Errno::ENOMEM, Errno::EMFILE] {
         let faults = Faults::of(&["accept4"]);

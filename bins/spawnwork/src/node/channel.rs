@@ -201,8 +201,7 @@ impl Channel {
     /// It is waited for again, if the moment is over.
     pub fn wake_if_due(&mut self, events: &Loop, token: u64, now: Instant) {
         let interest = self.interest();
-        self.rest
-            .end_if_due(events, &self.fd, token, interest, now);
+        self.rest.end_if_due(events, &self.fd, token, interest, now);
     }
 
     /// When it is.
