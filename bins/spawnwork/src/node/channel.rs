@@ -373,7 +373,7 @@ mod tests {
         let mut theirs = UnixStream::from(theirs);
         theirs.set_nonblocking(true).unwrap();
         let mut messages = Vec::new();
-        let mut result = Ok(());
+        let mut result = Ok(Went::On);
         for _ in 0..300 {
             let _ = theirs.write(&[b'x'; 8192]);
             result = channel.receive(&mut messages);
