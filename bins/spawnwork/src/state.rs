@@ -613,13 +613,8 @@ impl Master {
                 None => None,
             };
             if let Some(channel) = &channel {
-                let interest = if channel.wants_to_write() {
-                    Interest::Both
-                } else {
-                    Interest::Read
-                };
-                self.events
-                    .add(channel, Token::Channel(one.id).number(), interest)?;
+                let token = Token::Channel(one.id).number();
+                self.events.add(channel, token, channel.interest())?;
             }
             let ready_fd = match one.ready_fd {
                 Some(fd) => Some(taken.own(fd)?),
@@ -650,6 +645,7 @@ impl Master {
                 held: one.held,
                 aborted: one.aborted,
                 late: false,
+                settled: false,
             });
             let worker = Worker {
                 id: one.id,
@@ -674,6 +670,7 @@ impl Master {
                 shown: one.shown,
                 ready_fd,
                 check: (None, now),
+                looked: None,
                 last,
                 streams: one.streams,
             };
