@@ -6,20 +6,38 @@
     missing_docs
 )]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Miri, which looks at every access to memory, takes a hundred times as long: it gets some of each corpus
+/// (`make miri`).
+const MOST: usize = if cfg!(miri) { 20 } else { usize::MAX };
+/// These ask the system for what Miri does not have: sockets, locks.
+const OF_THE_SYSTEM: [&str; 5] = [
+    "control",
+    "ipc_frame",
+    "pid_file",
+    "replsock_inspector",
+    "sd_notify",
+];
 
 /// Runs each file of a target's corpus, and of each what is left of it when it is cut short: half a message
 /// is what comes from one who dies.
 fn replay(target: &str, run: impl Fn(&[u8])) {
+    if cfg!(miri) && OF_THE_SYSTEM.contains(&target) {
+        return;
+    }
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
-    let mut count = 0;
-    for entry in std::fs::read_dir(corpus.join(target)).unwrap() {
-        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(corpus.join(target))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(files.len() > 3, "{target}: a corpus of {}", files.len());
+    files.sort();
+    for file in files.into_iter().take(MOST) {
+        let bytes = std::fs::read(file).unwrap();
         run(&bytes);
         run(&bytes[..bytes.len() / 2]);
-        count += 1;
     }
-    assert!(count > 3, "{target}: a corpus of {count}");
     run(b"");
 }
 
