@@ -8,6 +8,7 @@
 //! | fork fails: EAGAIN, ENOMEM | spawnwork_faults; spawnwork_edges (a limit of processes) |
 //! | exec fails: ENOENT and others | spawnwork_faults; spawnwork (a_missing_program…, a_program_that_is_gone…); compose (one_status…) |
 //! | ENOSPC on logs | logreopen_full; compose (a_monday); logreopen_end, spawnwork_machine, replsock_serve (full disks) |
+//! | a disk with errors, and one that hangs, for all | here (FUSE) |
 //! | EIO on logs | logreopen_full (errors_that_are_hard_to_make…); spawnwork_faults (standard_error_on_a_disk…) |
 //! | EMFILE, ENFILE, ENOMEM in a master | spawnwork_faults; spawnwork_machine, spawnwork_control (without_a_free_descriptor…) |
 //! | EMFILE in a worker | spawnwork_faults; spawnwork_node (a_connection_that_a_worker_has_no_descriptor_for…); replsock_edges |
@@ -28,9 +29,12 @@
     missing_docs
 )]
 
+use kit::faults::{Fault, Faults};
+use kit::fuse::Fuse;
 use kit::load::{Load, Options, Tally};
 use kit::run::children_of;
 use kit::{Dir, Finished, Run, Running, eventually, field, free_port, sibling};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,7 +105,7 @@ impl Home {
             dir: Dir::new(),
             port: free_port(),
         };
-        for name in ["release", "logs", "tmp", "runtime"] {
+        for name in ["release", "logs", "tmp", "runtime", "pids"] {
             std::fs::create_dir(home.at(name)).unwrap();
         }
         std::fs::write(home.at("release/app.js"), APP).unwrap();
@@ -190,7 +194,7 @@ impl Home {
             .args(["--port", &self.port.to_string(), "--path", "/health"])
             .args(["--interval", "300ms", "--on-fail", "kill -USR2 $PID"])
             .args(["--", "spawnwork", "-n", "2", "-C", "release"])
-            .args(["--control", "app.sock", "--pid-file", "app.pid"])
+            .args(["--control", "app.sock", "--pid-file", "pids/app.pid"])
             .args(["--probation", "100ms", "--stop-timeout", "10s"])
             .args(["--", "node", "app.js"])
     }
@@ -437,7 +441,7 @@ fn what_it_needs_is_removed_and_it_serves_on() {
     let before: Vec<usize> = chain.pids.iter().map(|pid| descriptors(*pid)).collect();
 
     // All of it at once: sockets, pid file, the directories of the preload, of the flag file, of the logs.
-    for name in ["app.sock", "log.sock", "app.pid"] {
+    for name in ["app.sock", "log.sock", "pids/app.pid"] {
         std::fs::remove_file(home.at(name)).unwrap();
     }
     for name in ["runtime", "tmp"] {
@@ -767,4 +771,231 @@ fn a_reader_of_standard_error_that_stops_comes_back_and_is_gone() {
             .any(|line| line.contains("]: ") && line.matches("Z spawnwork[").count() > 1);
         assert!(!torn, "{context}: {}", heard());
     }
+}
+
+/// What the disk's server is refused, and what of that is said by whom.
+const DISK: &[(&str, Errno, &[&str])] = &[
+    (
+        "pwrite64",
+        Errno::EIO,
+        &[": write-failed ", ": metrics-failed ", ": stamp-failed "],
+    ),
+    (
+        "pwrite64",
+        Errno::ENOSPC,
+        &[": write-failed ", ": metrics-failed ", ": stamp-failed "],
+    ),
+    (
+        "openat",
+        Errno::EIO,
+        &[": reopen-failed ", ": metrics-failed ", ": look-failed "],
+    ),
+    (
+        "rename",
+        Errno::EIO,
+        &[": metrics-failed ", ": stamp-failed "],
+    ),
+    (
+        "lstat",
+        Errno::EIO,
+        &[": look-failed ", ": metrics-failed "],
+    ),
+    ("fsync", Errno::EIO, &[]),
+];
+
+/// All that the chain keeps in files, on a disk of which `faults` may befall the server.
+fn on_disk(home: &Home, disk: &Fuse) -> Chain {
+    for name in ["logs", "tmp", "pids"] {
+        std::fs::remove_dir(home.at(name)).unwrap();
+        std::fs::create_dir(disk.path().join(name)).unwrap();
+        std::os::unix::fs::symlink(disk.path().join(name), home.at(name)).unwrap();
+    }
+    home.start_with(|run| {
+        run.env("LOGREOPEN_FSYNC", "100ms")
+            .env("LOGREOPEN_PID_FILE", home.at("pids/logreopen"))
+            .env("WATCHTOUCH_SINCE", home.at("pids/stamp"))
+            .env("WATCHTOUCH_INTERVAL", "100ms")
+            .env("HEARTBEAT_LOCK", home.at("pids/heartbeat"))
+            .env("HEARTBEAT_METRICS", home.at("pids/m.prom"))
+            .env("HEARTBEAT_FAILS", "1")
+    })
+}
+
+impl Home {
+    /// The disk is as it should be, and everybody has noticed.
+    fn disk_is_well(&self, chain: &Chain, context: &str) {
+        let well = |words: &[&str]| {
+            let mut last = None;
+            let until = std::time::Instant::now() + Duration::from_secs(15);
+            while last.as_ref().is_none_or(|last: &Finished| last.status != 0) {
+                assert!(
+                    std::time::Instant::now() < until,
+                    "{last:?} {}",
+                    chain.said()
+                );
+                last = Some(self.ask(words));
+            }
+        };
+        well(&["logreopen", "--ctl", "log.sock", "status"]);
+        well(&["logreopen", "--ctl", "log.sock", "reopen"]);
+        well(&["spawnwork", "--ctl", "app.sock", "status"]);
+        let inode = |name: &str| {
+            use std::os::unix::fs::MetadataExt;
+            let found = std::fs::metadata(self.at(name));
+            found.map_or(0, |found| found.ino())
+        };
+        let names = ["pids/m.prom", "pids/stamp"];
+        let (before, from) = (names.map(inode), chain.said().len());
+        kit::touch::touch(self.at("tmp/restart.txt"));
+        chain.says(from, &[": signal-sent ", ": reload-committed "], context);
+        for (name, before) in names.into_iter().zip(before) {
+            eventually(&format!("{name} is written again, {context}"), || {
+                let now = inode(name);
+                (now != 0 && now != before).then_some(())
+            });
+        }
+    }
+}
+
+impl Chain {
+    /// Waits for these, in any order, in what was said from there on.
+    fn says(&self, from: usize, events: &[&str], context: &str) {
+        for event in events {
+            eventually(&format!("{event}, {context}"), || {
+                self.said()[from..].contains(event).then_some(())
+            });
+        }
+    }
+}
+
+#[test]
+fn a_disk_with_errors_costs_no_request_and_no_line() {
+    let _alone = alone();
+    let mut calls: Vec<&str> = DISK.iter().map(|(call, _, _)| *call).collect();
+    calls.push("newfstatat");
+    let faults = Faults::of(&calls);
+    let home = Home::new();
+    let disk = Fuse::faulty(&faults);
+    let mut chain = on_disk(&home, &disk);
+    let load = home.load();
+    load.answer(30);
+    for (step, (call, error, said)) in DISK.iter().enumerate() {
+        let context = format!("{call}: {error:?}");
+        let from = chain.said().len();
+        let since = std::time::Instant::now();
+        let mut all = vec![Fault::each(call, *error, "bindfs")];
+        if *call == "lstat" {
+            // It is one or the other in different releases of the C library.
+            all.push(Fault::each("newfstatat", *error, "bindfs"));
+        }
+        faults.fail(&all);
+        // By its server: the disk itself may not be asked.
+        let logs = disk.server().join("logs");
+        let _ = std::fs::rename(logs.join("app.out"), logs.join(format!("app.out.{step}")));
+        let reopened = home.ask(&["logreopen", "--ctl", "log.sock", "reopen"]);
+        assert!([0, 1].contains(&reopened.status), "{context}: {reopened:?}");
+        kit::touch::touch(disk.server().join("tmp/restart.txt"));
+        let reload = home.ctl(&["reload"]);
+        // 3: the touch was later.
+        let any = [0, 1, 3].contains(&reload.status);
+        assert!(any, "{context}: {reload:?}");
+        load.answer(30);
+        eventually(&format!("it happens: {context}"), || {
+            (faults.hits() > 0).then_some(())
+        });
+        chain.says(from, said, &context);
+        // Nobody tries as often as he can.
+        let (before, from) = (faults.hits(), std::time::Instant::now());
+        assert_idle(&chain.pids, &context);
+        let hits = (faults.hits() - before) as f64 / from.elapsed().as_secs_f64();
+        assert!(hits < 300.0, "{context}: {hits} tries a second");
+        faults.heal();
+        home.disk_is_well(&chain, &context);
+        eprintln!("{context}: {:?}", since.elapsed());
+    }
+    let tally = load.stop();
+    assert_eq!(tally.failures(), 0, "{:?}\n{}", tally.failed, chain.said());
+    assert_eq!(chain.running.stop(), 0, "{}", chain.said());
+    let said = chain.said();
+    let (_, since) = said.split_once(": service-up ").unwrap();
+    for bad in [
+        ": lines-lost ",
+        ": service-down ",
+        ": worker-killed ",
+        "panicked",
+    ] {
+        assert!(!since.contains(bad), "{bad}:\n{said}");
+    }
+    home.assert_lines(&tally.served, &said);
+    // Nothing half written is left.
+    let left = std::fs::read_dir(home.at("pids")).unwrap();
+    let left: BTreeSet<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, BTreeSet::from(["m.prom".into(), "stamp".into()]));
+}
+
+#[test]
+fn a_disk_that_hangs_for_a_while_costs_no_request_and_no_line() {
+    let _alone = alone();
+    let home = Home::new();
+    let mut disk = Fuse::bindfs();
+    let mut chain = on_disk(&home, &disk);
+    let load = home.load();
+    load.answer(30);
+    for step in ["once", "twice"] {
+        disk.hang();
+        let since = std::time::Instant::now();
+        load.answer(100);
+        // What has to do with the disk is not done; all else is.
+        let reload = home.ctl(&["reload"]);
+        assert_eq!(reload.status, 0, "{step}: {}", reload.err);
+        let status = home.ask(&[
+            "logreopen",
+            "--ctl",
+            "log.sock",
+            "--timeout",
+            "60s",
+            "status",
+        ]);
+        assert!([0, 1].contains(&status.status), "{status:?}");
+        let words = [
+            "logreopen",
+            "--ctl",
+            "log.sock",
+            "--timeout",
+            "100ms",
+            "reopen",
+        ];
+        assert_eq!(home.ask(&words).status, 124);
+        chain.running.event("watch-stale");
+        eventually("three seconds", || {
+            (since.elapsed() > Duration::from_secs(3)).then_some(())
+        });
+        assert_idle(&chain.pids, step);
+        load.answer(100);
+        // It is seen when the disk answers again.
+        let from = chain.said().len();
+        kit::touch::touch(disk.server().join("tmp/restart.txt"));
+        disk.resume();
+        let events = [
+            ": watch-recovered ",
+            ": signal-sent ",
+            ": reload-committed ",
+        ];
+        chain.says(from, &events, step);
+        home.disk_is_well(&chain, step);
+    }
+    let tally = load.stop();
+    assert_eq!(tally.failures(), 0, "{:?}\n{}", tally.failed, chain.said());
+    assert_eq!(chain.running.stop(), 0, "{}", chain.said());
+    let said = chain.said();
+    let (_, since) = said.split_once(": service-up ").unwrap();
+    for bad in [
+        ": lines-lost ",
+        ": service-down ",
+        ": worker-killed ",
+        "panicked",
+    ] {
+        assert!(!since.contains(bad), "{bad}:\n{said}");
+    }
+    home.assert_lines(&tally.served, &said);
 }

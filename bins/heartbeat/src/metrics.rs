@@ -227,12 +227,19 @@ impl Writer {
             .stack_size(64 << 10)
             .spawn(move || {
                 let _ends = ends;
+                // Said once for as long as it lasts: it would be at each check. What comes again after weeks is
+                // said again, and so is another reason.
+                let mut last = None;
                 while let Ok(text) = given.recv() {
-                    if let Err(why) = put(&path, &text) {
-                        let why = common::error::describe(&why);
-                        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                    let why = put(&path, &text).err();
+                    let why = why.map(|why| common::error::describe(&why));
+                    if why.is_some() && why != last {
+                        told.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .clone_from(&why);
                         let _ = wake.write(1);
                     }
+                    last = why;
                 }
             })?;
         Ok(Writer {

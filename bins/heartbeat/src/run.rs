@@ -265,7 +265,6 @@ struct Beating {
     metrics: Option<Writer>,
     hidden_said: bool,
     settled: bool,
-    metrics_said: bool,
     started: Instant,
     lock: Option<PidFile>,
 }
@@ -388,7 +387,6 @@ impl Beating {
             metrics,
             hidden_said: false,
             settled: false,
-            metrics_said: false,
             started: now,
             lock,
             plan,
@@ -583,7 +581,12 @@ impl Beating {
             own_signals::HUP if self.signals.hup_ignored() => {}
             own_signals::USR2 if self.wrapped.is_none() => self.pause(now),
             signal => match &self.wrapped {
-                Some(wrapped) => wrapped.forward(received),
+                Some(wrapped) => {
+                    wrapped.forward(received);
+                    if [own_signals::TERM, own_signals::INT, own_signals::QUIT].contains(&signal) {
+                        self.judge.leaving(now);
+                    }
+                }
                 None => match signal {
                     own_signals::TERM | own_signals::INT | own_signals::HUP | own_signals::QUIT => {
                         let exit = if self.plan.mode == Mode::Watch && signal != own_signals::QUIT {
@@ -762,19 +765,16 @@ impl Beating {
         self.metrics_failed(trouble);
     }
 
-    /// Said once: it would be at each check.
     fn metrics_failed(&mut self, trouble: Option<String>) {
         let (Some(why), Some(file)) = (trouble, &self.plan.metrics) else {
             return;
         };
-        if !std::mem::replace(&mut self.metrics_said, true) {
-            let file = file.to_string_lossy().into_owned();
-            self.voice.say(
-                Level::Warning,
-                events::METRICS_FAILED,
-                &[("file", file.into()), ("error", why.into())],
-            );
-        }
+        let file = file.to_string_lossy().into_owned();
+        self.voice.say(
+            Level::Warning,
+            events::METRICS_FAILED,
+            &[("file", file.into()), ("error", why.into())],
+        );
     }
 
     /// Who has not answered long after the time limit hangs, below all that keeps it.

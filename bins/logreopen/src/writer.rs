@@ -572,8 +572,10 @@ impl Writer {
                 self.wanted = None;
                 self.nameless = false;
                 self.calm();
-                if let Some(trouble) = &mut self.trouble {
-                    trouble.retry = began;
+                match &mut self.trouble {
+                    Some(trouble) => trouble.retry = began,
+                    // What was wrong was a reopen before this one.
+                    None => self.shared.lock().stats.trouble = None,
                 }
                 self.shared.report(Report::Unchanged(request));
             }
