@@ -269,6 +269,13 @@ struct Beating {
     lock: Option<PidFile>,
 }
 
+/// That a process is not found for lack of descriptors or memory of our own: nothing is known of it.
+fn is_our_want(why: &str) -> bool {
+    [nix::Error::EMFILE, nix::Error::ENFILE, nix::Error::ENOMEM]
+        .iter()
+        .any(|error| why.ends_with(&describe(&(*error).into())))
+}
+
 impl Beating {
     fn start(plan: Plan) -> Result<Beating> {
         common::fds::ensure_standard()?;
@@ -1785,8 +1792,9 @@ impl Beating {
             Sought::Same => {}
             Sought::Found(found) => self.found(found),
             Sought::No(why) => {
+                // We cannot look: the process is that which was found last.
+                self.named = is_our_want(&why) && self.held.is_some();
                 self.gone = why;
-                self.named = false;
             }
         }
         self.seek_is_over(now);
@@ -1902,7 +1910,11 @@ impl Beating {
                 } else {
                     self.gone.clone()
                 };
-                Verdict::Failed(Failure::new(Reason::Gone, why))
+                if is_our_want(&why) {
+                    Verdict::Unknown(why)
+                } else {
+                    Verdict::Failed(Failure::new(Reason::Gone, why))
+                }
             }
             Some(_) => match self.processes.judge() {
                 Some(failure) => Verdict::Failed(failure),

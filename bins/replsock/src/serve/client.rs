@@ -35,7 +35,7 @@ impl Watch {
             return;
         }
         match (self.now, wanted) {
-            // What cannot be watched (ENOMEM) is not heard of: its session ends by a time limit or its peer.
+            // What cannot be watched (ENOMEM) is not heard of until the server looks after all of them.
             (None, Some(interest)) => {
                 if events.add(fd, self.token, interest).is_err() {
                     return;

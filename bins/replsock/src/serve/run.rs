@@ -301,6 +301,7 @@ impl Server {
             }
             Timer::Look => {
                 self.look();
+                self.watch_again();
                 self.at(now + LOOK, Timer::Look);
             }
             Timer::Stop => {}
@@ -422,6 +423,23 @@ impl Server {
         self.at(now + patience, Timer::Client(id));
         // What it says at once is there mostly, and a wake less.
         self.read_client(id);
+    }
+
+    /// What could not be waited for (ENOMEM) can be now, or the next time. Nothing is done for all others.
+    fn watch_again(&mut self) {
+        let clients: Vec<u64> = self.clients.keys().copied().collect();
+        for id in clients {
+            self.adjust(id);
+        }
+        let programs: Vec<u64> = self.programs.keys().copied().collect();
+        for at in programs {
+            if let Some(program) = self.programs.get_mut(&at) {
+                if let (Some(child), None) = (&program.child, program.ended_at) {
+                    program.watches[3].want(&self.events, child.as_fd(), true, false);
+                }
+            }
+            self.adjust_program(at);
+        }
     }
 
     fn look(&mut self) {
