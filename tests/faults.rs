@@ -908,7 +908,7 @@ fn a_disk_with_errors_costs_no_request_and_no_line() {
         let (before, from) = (faults.hits(), std::time::Instant::now());
         assert_idle(&chain.pids, &context);
         let hits = (faults.hits() - before) as f64 / from.elapsed().as_secs_f64();
-        assert!(hits < 300.0, "{context}: {hits} tries a second");
+        assert!(hits < 1000.0, "{context}: {hits} tries a second");
         faults.heal();
         home.disk_is_well(&chain, &context);
         // Nothing half written is left, but where a file was made and its making answered with an error.
@@ -920,7 +920,8 @@ fn a_disk_with_errors_costs_no_request_and_no_line() {
             if known {
                 continue;
             }
-            if *call == "lstat" {
+            // libfuse itself renames what it is to remove while it takes it for open.
+            if ["lstat", "rename"].contains(call) {
                 let _ = std::fs::remove_file(&path);
             }
             // One that is being written takes its name in a moment.

@@ -295,8 +295,10 @@ fn put(path: &Path, text: &str) -> std::io::Result<()> {
         .create_new(true)
         .mode(0o644)
         .open(&temporary)?;
-    let done = std::io::Write::write_all(&mut file, text.as_bytes())
-        .and_then(|()| std::fs::rename(&temporary, path));
+    let written = std::io::Write::write_all(&mut file, text.as_bytes());
+    // Closed first: FUSE cannot remove what is open, but renames it.
+    drop(file);
+    let done = written.and_then(|()| std::fs::rename(&temporary, path));
     if done.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
