@@ -93,7 +93,8 @@ impl Site {
             "# Of all environments\n[default]\nrepo ssh://root@127.0.0.1:{port}{dir}/repo\npath /nowhere\nkeep 3\n\
              user root\nssh {ssh}\nshared logs/ .env\n\n[test]\nhost 127.0.0.1\npath {dir}/srv/app\n\
              control {dir}/srv/app.sock\ntimeout 60s\ntrial 1\n{lines}\n\n[two]\nhost 127.0.0.1 127.0.0.2\n\
-             path {dir}/srv/app\ncontrol {dir}/srv/app.sock\ntrial 0\n"
+             path {dir}/srv/app\ncontrol {dir}/srv/app.sock\ntrial 0\n\n[three]\nhost 127.0.0.1 localhost 127.0.0.2\n\
+             path {dir}/srv/app\n"
         );
         self.dir.write("deploy.conf", &text);
     }
@@ -151,6 +152,18 @@ impl Site {
             .arg(socket)
             .arg(request)
             .finish()
+    }
+
+    /// Its pid.
+    fn master(&self) -> i32 {
+        let socket = self.dir.path().join("srv/app.sock");
+        let status = Run::new(PROGRAM)
+            .arg("--ctl")
+            .arg(socket)
+            .args(["status", "json"])
+            .finish();
+        let status: serde_json::Value = serde_json::from_str(status.out.trim()).unwrap();
+        status["pid"].as_i64().unwrap().try_into().unwrap()
     }
 
     /// What runs the releases, as a command of the host's shell.
@@ -353,6 +366,90 @@ fn in_dash() {
 #[test]
 fn in_busybox() {
     a_life(&["busybox", "sh"], Length::Short);
+}
+
+#[test]
+fn hosts_that_cannot_go_back_are_told_from_those_that_can() {
+    let site = Site::new(&["dash"]);
+    site.release("v1", &app("one"));
+    done(&site.deploy(&["setup"]));
+    // Two names of one host here: what is the first release to the first is not to the second.
+    let differ = site.command(&["three", "v1"]).finish();
+    assert_eq!(differ.status, 3, "{}", differ.err);
+    for said in [
+        "127.0.0.2: no connection",
+        "is the first release, and stays",
+        "localhost: back",
+    ] {
+        assert!(differ.err.contains(said), "{said}: {}", differ.err);
+    }
+    assert_eq!(site.current(), "1", "{}", differ.err);
+}
+
+#[test]
+fn a_result_that_does_not_come_in_time_is_none() {
+    let site = Site::new(&["dash"]);
+    site.release("v1", &app("one"));
+    done(&site.deploy(&["setup"]));
+    // Nobody comes: the host's seconds are short here.
+    symlink(which("true"), site.dir.path().join("bin/sleep")).unwrap();
+    let socket = site.dir.path().join("srv/app.sock");
+    let listener = format!(
+        "python3 -c 'import socket; socket.socket(1).bind(\"{}\")'",
+        socket.display()
+    );
+    for start in ["true".to_owned(), listener] {
+        site.configure(&format!("start {start}"));
+        let early = site.deploy(&["v1"]);
+        assert_eq!(early.status, 1, "{}", early.err);
+        assert!(
+            early.err.contains("nothing is current again"),
+            "{}",
+            early.err
+        );
+        assert_eq!(site.deploy(&["current"]).status, 1);
+        let _ = std::fs::remove_file(&socket);
+    }
+    std::fs::remove_file(site.dir.path().join("bin/sleep")).unwrap();
+
+    let (srv, service) = (site.dir.path().join("srv"), site.service());
+    let start = format!("cd {} && {{ {service} >log 2>&1 & }}", srv.display());
+    site.configure(&format!("start {start}"));
+    done(&site.deploy(&["v1"]));
+    // It neither listens nor ends; the old one is current again, and a reload of it takes its place.
+    site.release("v2", "setInterval(() => {}, 1000);\n");
+    site.configure("timeout 3s");
+    let late = site.deploy(&["v2"]);
+    assert_eq!(late.status, 1, "{}", late.err);
+    assert!(late.err.contains("no result within 3s"), "{}", late.err);
+    assert_eq!((&*site.current(), &*site.answer()), ("1", "one"));
+    assert_eq!(site.deploy(&["list"]).out.lines().count(), 1);
+    eventually("all is well", || {
+        (site.ask("status").status == 0).then_some(())
+    });
+    // An answer that is as late leaves a service that nobody could ask.
+    let paused: i32 = {
+        let status = site.ask("status");
+        assert_eq!(status.status, 0, "{}", status.err);
+        site.master()
+    };
+    site.release("v3", &app("three"));
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(paused),
+        nix::sys::signal::Signal::SIGSTOP,
+    )
+    .unwrap();
+    let deaf = site.deploy(&["v3"]);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(paused),
+        nix::sys::signal::Signal::SIGCONT,
+    )
+    .unwrap();
+    assert_eq!(deaf.status, 1, "{}", deaf.err);
+    for said in ["no result within 3s", "its workers could not be put back"] {
+        assert!(deaf.err.contains(said), "{said}: {}", deaf.err);
+    }
+    assert_eq!(site.current(), "1");
 }
 
 #[test]

@@ -1182,3 +1182,52 @@ fn what_the_readme_points_at_is_there() {
         assert!(benches.contains(&line), "README.md names a bench {name}");
     }
 }
+
+/// The lines between two that are marks.
+fn between(text: &str, begin: &str, end: &str) -> String {
+    let within = text.lines().skip_while(|line| *line != begin).skip(1);
+    let lines: Vec<&str> = within.take_while(|line| *line != end).collect();
+    lines.join("\n").trim_end().to_owned()
+}
+
+#[test]
+fn figures_are_those_of_one_run_of_the_bench() {
+    let results = text_of("docs/bench/results.tsv");
+    let date = results.trim_start_matches("# ").split(';').next().unwrap();
+    let kept = text_of("docs/bench/summary.md");
+    assert!(kept.contains(&format!("Of {date} UTC")), "{date}: {kept}");
+    let readme = text_of("README.md");
+    let own = between(&readme, "<!-- bench: begin -->", "<!-- bench: end -->");
+    assert_eq!(own, kept.trim_end(), "run docs/bench.sh");
+    for tool in &TOOLS {
+        let kept = text_of(&format!("docs/bench/{}.man", tool.name));
+        assert!(kept.contains(date), "{}: {date}", tool.name);
+        let own = between(&tool.page(), ".\\\" bench: begin", ".\\\" bench: end");
+        assert_eq!(own, kept.trim_end(), "{}: run docs/bench.sh", tool.name);
+    }
+    // Each number of README is one of the results, rounded.
+    let medians: Vec<(&str, f64)> = results
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split('\t').collect();
+            Some((*fields.get(4)?, fields.get(6)?.parse().ok()?))
+        })
+        .collect();
+    let mut count = 0;
+    for row in kept.lines().filter(|line| line.starts_with("| `")) {
+        let others = row.split(" | ").nth(2).unwrap_or_default();
+        for one in others.trim_end_matches(" |").split("; ") {
+            let Some((name, value)) = one.rsplit_once(' ') else {
+                continue;
+            };
+            let value: f64 = value.parse().unwrap();
+            let near = |median: f64| (median - value).abs() <= value.abs() * 0.01 + 0.0006;
+            let there = medians
+                .iter()
+                .any(|(who, median)| *who == name && near(*median));
+            assert!(there, "{row}: {name} {value}");
+            count += 1;
+        }
+    }
+    assert!(count >= 20, "only {count} figures");
+}

@@ -249,6 +249,53 @@ fn a_disk_that_hangs_while_much_is_written_holds_nobody_up() {
     frozen_for(second, &["--buffer", "128M"], [0, 10_000, 1000], |_| {});
 }
 
+/// Processor time that it has taken, in ticks of 10 ms.
+fn ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, rest) = stat.rsplit_once(')').unwrap();
+    let words = rest.split_whitespace().skip(11).take(2);
+    words.map(|word| word.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn a_disk_that_hangs_is_no_work_while_nothing_may_be_dropped() {
+    let mut disk = Mounted::ext4();
+    let log = disk.path().join("app.out");
+    // A line each millisecond: after each read the pipe is left alone for a moment.
+    let options = ["--on-full", "block", "--buffer", "64K"];
+    let mut set = Set::new(&log, &options, [0, 1000, 1]);
+    eventually("it writes", || {
+        std::fs::metadata(&log)
+            .is_ok_and(|file| file.len() > 10_000)
+            .then_some(())
+    });
+    disk.freeze();
+    let held = |set: &Set| -> Option<u64> {
+        let (_, text, _) = set.ask("status json");
+        let held = text.split("\"held\":").nth(1)?;
+        held.split(',').next()?.parse().ok()
+    };
+    let mut last = None;
+    eventually("it is full", || {
+        let now = held(&set);
+        let full = now.is_some_and(|held| held > 10_000) && now == last;
+        last = now;
+        std::thread::sleep(Duration::from_millis(200));
+        full.then_some(())
+    });
+    eventually("three seconds without work", || {
+        let before = ticks(set.service.pid());
+        std::thread::sleep(Duration::from_secs(3));
+        (ticks(set.service.pid()) == before).then_some(())
+    });
+    disk.thaw();
+    assert_eq!(set.service.stop(), 0, "{:?}", set.service.err());
+    let written = set.report();
+    let mut list = set.archives();
+    list.sort();
+    found(&list, written.lines, LENGTH).assert_all(written.lines);
+}
+
 // Edge case 2.
 #[test]
 fn a_reopen_while_the_disk_hangs_is_answered_when_it_is_done() {

@@ -913,3 +913,70 @@ fn a_door_that_cannot_be_waited_for_is_tried_again() {
     assert_eq!(client.out_to_its_end(), "a line\n");
     assert_eq!(server.stop(), 0);
 }
+
+#[test]
+fn a_session_that_epoll_refuses_is_told_so_and_closed() {
+    use kit::faults::{Fault, Faults};
+    use nix::errno::Errno::{ENOMEM, ENOSPC};
+    let (dir, faults) = (kit::Dir::new(), Faults::of(&["epoll_ctl"]));
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
+    let mut server = faults
+        .run(PROGRAM)
+        .args(["serve", "s.sock", "--", "cat"])
+        .dir(dir.path())
+        .start();
+    server.event("server-listening");
+    let who = format!("pid:{}", server.pid());
+    let input = dir.write("input", "a line\n");
+    let client = || {
+        let input = std::fs::File::open(&input).unwrap();
+        let run = Run::new(PROGRAM).arg("./s.sock").dir(dir.path());
+        run.stdin(input).finish()
+    };
+    for error in [ENOSPC, ENOMEM] {
+        faults.fail(&[Fault::each("epoll_ctl", error, &who)]);
+        // In frames, in plain text, and before it has said anything.
+        let refused = client();
+        assert_eq!(refused.status, 125, "{}", refused.err);
+        assert!(refused.err.contains("epoll watches"), "{}", refused.err);
+        for word in ["a line\n", ""] {
+            let mut plain = UnixStream::connect(dir.path().join("s.sock")).unwrap();
+            plain.write_all(word.as_bytes()).unwrap();
+            plain.set_read_timeout(Some(kit::PATIENCE)).unwrap();
+            let mut all = String::new();
+            plain.read_to_string(&mut all).unwrap();
+            assert!(all.contains("epoll watches"), "{word:?}: {all}");
+        }
+        let line = server.event("client-refused");
+        assert!(line.contains("status=125"), "{line}");
+        faults.heal();
+        let served = client();
+        assert_eq!(
+            (served.status, &*served.out),
+            (0, "a line\n"),
+            "{}",
+            served.err
+        );
+    }
+    // Whichever of a session's descriptors it is, the session ends: with what it asked for, or with the reason.
+    let some = Fault {
+        percent: 30,
+        ..Fault::each("epoll_ctl", ENOSPC, &who)
+    };
+    faults.fail(&[some]);
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        let served = client();
+        match served.status {
+            0 => assert_eq!(served.out, "a line\n"),
+            status => assert_eq!(status, 125, "{}", served.err),
+        }
+        seen.insert(served.status);
+    }
+    assert_eq!(seen.len(), 2, "{seen:?}");
+    faults.heal();
+    eventually("no command is left", || {
+        kit::run::children_of(server.pid()).is_empty().then_some(())
+    });
+    assert_eq!(server.stop(), 0);
+}

@@ -2,20 +2,31 @@
 # Installs what the tests need and a bare Debian machine lacks. Does nothing, quickly, when all is there.
 #
 #   tests/setup.sh          what `make check`, `make test` and `make demo` need
-#   tests/setup.sh bench    besides, the peers that `make bench` measures
-#   tests/setup.sh systemd  besides, what `make systemd` boots: Debian 13, in the cache
+#   tests/setup.sh bench    besides, the peers that `make bench` measures (also: --bench)
+#   tests/setup.sh systemd  besides, what `make systemd` boots: Debian 13, in the cache (also: --systemd)
 #
 # Node's releases and the frameworks are npm packages, kept in
 # ${NIRVANA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/nirvana-tests}:
 #   node-V/bin/node                          Node V, for each V below
 #   frameworks/node_modules/                 express, fastify, tsx, pnpm, yarn (with `bench`: pm2, recluster)
-# and so is watchexec, which Debian has not: with `bench`, built by cargo, for some minutes:
+# and so are, with `bench`, gunicorn from PyPI, and watchexec, built by cargo, for some minutes:
+#   python/bin/gunicorn
 #   watchexec/bin/watchexec
 set -eu
 
 node_versions='16 18 20 22 24 26'
 watchexec_version=2.8.0
 cache=${NIRVANA_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/nirvana-tests}
+
+mode=${1:-}
+mode=${mode#--}
+case $mode in
+'' | bench | systemd) ;;
+*)
+	printf 'setup: %s is not known: bench or systemd\n' "$1" >&2
+	exit 2
+	;;
+esac
 
 say() {
 	printf 'setup: %s\n' "$*" >&2
@@ -100,7 +111,7 @@ need lintian lintian
 need musl-gcc musl-tools
 need ruby ruby
 need sqlite3 sqlite3
-if [ "${1:-}" = bench ]; then
+if [ "$mode" = bench ]; then
 	need uwsgi-core uwsgi-core
 	need rotatelogs apache2-utils
 	need cronolog cronolog
@@ -112,10 +123,13 @@ if [ "${1:-}" = bench ]; then
 	need dtach dtach
 	need supervisord supervisor
 	need monit monit
-	need start_server libserver-starter-perl
+	need svscan daemontools
+	need wget wget
+	[ -x /usr/lib/nagios/plugins/check_http ] || need check_http monitoring-plugins-basic
+	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || need python3-venv python3-venv
 	[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || need uwsgi-python3-plugin uwsgi-plugin-python3
 fi
-if [ "${1:-}" = systemd ]; then
+if [ "$mode" = systemd ]; then
 	need debootstrap debootstrap
 fi
 need node nodejs
@@ -192,7 +206,7 @@ absent=
 for package in express fastify tsx pnpm yarn; do
 	[ -e "$frameworks/node_modules/$package/package.json" ] || absent="$absent $package"
 done
-if [ "${1:-}" = bench ]; then
+if [ "$mode" = bench ]; then
 	for package in pm2 recluster; do
 		[ -e "$frameworks/node_modules/$package/package.json" ] || absent="$absent $package"
 	done
@@ -218,7 +232,7 @@ fi
 # ---- Debian 13, in the cache ----
 
 debian=$cache/debian-13
-if [ "${1:-}" = systemd ] && [ ! -d "$debian" ]; then
+if [ "$mode" = systemd ] && [ ! -d "$debian" ]; then
 	say "Debian 13 into $debian: some minutes"
 	# From where this machine has its own packages.
 	site=$(apt-get indextargets --format "\$(SITE)" | head -n 1)
@@ -228,10 +242,19 @@ if [ "${1:-}" = systemd ] && [ ! -d "$debian" ]; then
 	mv "$debian.new" "$debian"
 fi
 
+# ---- gunicorn, in the cache ----
+
+if [ "$mode" = bench ] && [ ! -x "$cache/python/bin/gunicorn" ]; then
+	say "gunicorn into $cache/python"
+	# The bench does with the one on PATH, and says which it was.
+	{ /usr/bin/python3 -m venv "$cache/python" && "$cache/python/bin/pip" install --quiet gunicorn; } >&2 ||
+		say "gunicorn cannot be had from PyPI: the one on PATH is measured"
+fi
+
 # ---- watchexec, in the cache ----
 
 watchexec=$cache/watchexec
-if [ "${1:-}" = bench ] && [ ! -x "$watchexec/bin/watchexec" ] && ! command -v watchexec >/dev/null 2>&1; then
+if [ "$mode" = bench ] && [ ! -x "$watchexec/bin/watchexec" ] && ! command -v watchexec >/dev/null 2>&1; then
 	say "watchexec into $watchexec: some minutes"
 	# Elsewhere, so that no settings of this folder have a say. The bench does without it, and says so.
 	(cd "$cache" && CARGO_TARGET_DIR=$watchexec/target "${CARGO:-cargo}" install watchexec-cli \

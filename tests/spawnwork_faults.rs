@@ -288,3 +288,80 @@ fn standard_error_on_a_disk_that_had_errors_is_written_again() {
     }
     assert_eq!(master.stop(), 0);
 }
+
+/// What a rest of 50 ms between two tries allows in two seconds, and something for the calls that are another's.
+const FEW: u64 = 80;
+
+#[test]
+fn a_channel_that_the_kernel_has_no_memory_for_is_left_alone_for_a_moment() {
+    let faults = Faults::of(&["sendmsg", "recvmsg"]);
+    let mut service = Service::start(&faults);
+    let who = format!("pid:{}", service.master.pid());
+    for (call, error) in [
+        ("sendmsg", Errno::ENOBUFS),
+        ("sendmsg", Errno::ENOMEM),
+        ("sendmsg", Errno::ETOOMANYREFS),
+        ("recvmsg", Errno::ENOMEM),
+    ] {
+        let fault = format!("{call}: {error:?}");
+        faults.fail(&[Fault::each(call, error, &who)]);
+        // The new one asks for its socket.
+        service.kill_one();
+        eventually(&format!("{fault} happens"), || {
+            (faults.hits() > 0).then_some(())
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        let hits = faults.hits();
+        assert!(hits < FEW, "{fault}: {hits} tries");
+        faults.heal();
+        service.is_well(&fault);
+    }
+    let log = service.master.err().join("\n");
+    assert!(!log.contains("channel-closed"), "{log}");
+    service.end();
+}
+
+#[test]
+fn scripts_of_npm_that_cannot_be_let_in_are_not_tried_again_without_end() {
+    let dir = Dir::new();
+    let script = format!("node {}", app("hello.js").display());
+    let package =
+        serde_json::json!({"name": "shop", "version": "1.0.0", "scripts": {"start": script}});
+    dir.write("package.json", &package.to_string());
+    for error in [Errno::ENOMEM, Errno::EMFILE] {
+        let faults = Faults::of(&["accept4"]);
+        faults.fail(&[Fault::each("accept4", error, "spawnwork")]);
+        let mut master = faults
+            .run(SPAWNWORK)
+            .args(["-n", "1", "--", "npm", "start"])
+            .env("PORT", free_port().to_string())
+            .dir(dir.path())
+            .start();
+        eventually("the script knocks", || (faults.hits() > 0).then_some(()));
+        std::thread::sleep(Duration::from_secs(2));
+        let hits = faults.hits();
+        assert!(hits < FEW, "{error:?}: {hits} tries");
+        faults.heal();
+        master.event("generation-serving");
+        assert_eq!(master.stop(), 0);
+    }
+}
+
+#[test]
+fn words_of_a_worker_that_cannot_be_read_are_not_tried_again_without_end() {
+    let faults = Faults::of(&["recvmsg"]);
+    faults.fail(&[Fault::each("recvmsg", Errno::ENOMEM, "spawnwork")]);
+    let program = "import os, socket, time\ns = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\ns.sendto(b'READY=1', '\\0' + os.environ['NOTIFY_SOCKET'][1:])\ntime.sleep(600)";
+    let mut master = faults
+        .run(SPAWNWORK)
+        .args(["-n", "1", "--ready", "notify", "--", "python3", "-c"])
+        .arg(program)
+        .start();
+    eventually("it is read", || (faults.hits() > 0).then_some(()));
+    std::thread::sleep(Duration::from_secs(2));
+    let hits = faults.hits();
+    assert!(hits < FEW, "{hits} tries");
+    faults.heal();
+    master.event("generation-serving");
+    assert_eq!(master.stop(), 0);
+}

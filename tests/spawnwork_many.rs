@@ -105,3 +105,64 @@ fn a_thousand_respawns_leave_no_descriptor_and_no_zombie_behind() {
     });
     assert_eq!(master.stop(), 0);
 }
+
+fn events_before<'a>(log: &'a [String], first: &str) -> &'a [String] {
+    let end = log.iter().position(|line| line.contains(first)).unwrap();
+    &log[..end]
+}
+
+fn count_of(log: &[String], event: &str) -> usize {
+    log.iter().filter(|line| line.contains(event)).count()
+}
+
+#[test]
+fn those_that_only_have_to_live_on_do_not_wait_for_each_other() {
+    let mut master = Run::new(SPAWNWORK)
+        .args(["-n", "30", "--start-parallel", "1", "--ready", "alive:4s"])
+        .args(["--probation", "0", "--", "sleep", "600"])
+        .start();
+    master.event("generation-serving");
+    let log = master.err();
+    let first = events_before(&log, ": worker-ready ");
+    // One after the other, two seconds each, there would be two.
+    let started = count_of(first, ": worker-started ");
+    assert!(started > 6, "{started} before the first was ready");
+    // So it is in a reload, when the canary has shown that the release is good.
+    master.signal(Signal::SIGUSR2);
+    master.event("reload-committed");
+    let log = master.err();
+    let from = log
+        .iter()
+        .position(|line| line.contains(": reload-started "));
+    let reload = &log[from.unwrap()..];
+    let canary = events_before(reload, ": reload-canary ");
+    assert_eq!(count_of(canary, ": worker-started "), 1);
+    let fill = &reload[canary.len() + 1..];
+    let fill = events_before(fill, ": worker-ready ");
+    let started = count_of(fill, ": worker-started ");
+    assert!(started > 6, "{started} before the second was ready");
+    assert_eq!(master.stop(), 0);
+}
+
+#[test]
+fn those_that_work_on_their_start_wait_for_each_other_also_behind_a_shell() {
+    for program in ["while :; do :; done", "sh -c 'while :; do :; done' & wait"] {
+        // Less than the two seconds after which one that hangs is not waited for.
+        let mut master = Run::new(SPAWNWORK)
+            .args(["-n", "3", "--start-parallel", "1", "--ready", "alive:1s"])
+            .args(["--", "sh", "-c", program])
+            .start();
+        master.event("generation-serving");
+        let log = master.err();
+        let steps: Vec<&String> = log
+            .iter()
+            .filter(|line| line.contains(": worker-started ") || line.contains(": worker-ready "))
+            .collect();
+        assert_eq!(steps.len(), 6, "{steps:?}");
+        for pair in steps.chunks(2) {
+            assert!(pair[0].contains(": worker-started "), "{steps:?}");
+            assert!(pair[1].contains(": worker-ready "), "{steps:?}");
+        }
+        assert_eq!(master.stop(), 0);
+    }
+}

@@ -194,3 +194,103 @@ fn pipe() -> (std::fs::File, std::fs::File) {
     let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
     (reader.into(), writer.into())
 }
+
+/// Processor time that it has taken, in ticks of 10 ms.
+fn ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, rest) = stat.rsplit_once(')').unwrap();
+    let words = rest.split_whitespace().skip(11).take(2);
+    words.map(|word| word.parse::<u64>().unwrap()).sum()
+}
+
+/// A loop that spins takes time in any second, however busy the machine is.
+fn rests(pid: i32, when: &str) {
+    eventually(&format!("a second without work, {when}"), || {
+        let before = ticks(pid);
+        std::thread::sleep(Duration::from_secs(1));
+        (ticks(pid) == before).then_some(())
+    });
+}
+
+fn healthy(dir: &Dir) {
+    eventually("it serves", || {
+        let asked = spawnwork(&["--ctl", "c.sock", "status"])
+            .dir(dir.path())
+            .finish();
+        (asked.status == 0).then_some(())
+    });
+}
+
+#[test]
+fn a_reader_who_leaves_while_nothing_is_said_is_no_work() {
+    for which in ["stdout", "stderr"] {
+        let dir = Dir::new();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let run = spawnwork(&["-n", "1", "--ready", "alive:50ms", "--control", "c.sock"])
+            .args(["--", "sleep", "600"])
+            .dir(dir.path());
+        let mut master = match which {
+            "stdout" => run.stdout(writer).start(),
+            _ => run.stderr(writer).start(),
+        };
+        healthy(&dir);
+        drop(reader);
+        rests(master.pid(), &format!("without a reader of {which}"));
+        healthy(&dir);
+        assert_eq!(master.stop(), 0);
+    }
+}
+
+#[test]
+fn a_reader_who_leaves_while_much_waits_for_him_is_no_work() {
+    let dir = Dir::new();
+    let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+    // More than the socket takes, and less than holds the worker up.
+    let burst = "yes | head -c 600000 >&2; exec sleep 600";
+    let mut master = spawnwork(&["-n", "1", "--ready", "alive:50ms", "--control", "c.sock"])
+        .args(["--", "sh", "-c", burst])
+        .dir(dir.path())
+        .stderr(std::os::fd::OwnedFd::from(writer))
+        .start();
+    healthy(&dir);
+    eventually("the worker has said all", || {
+        let worker = kit::run::children_of(master.pid()).into_iter().next()?;
+        let name = std::fs::read_to_string(format!("/proc/{worker}/comm"));
+        (name.ok()? == "sleep\n").then_some(())
+    });
+    rests(master.pid(), "with a reader who does not read");
+    drop(reader);
+    rests(master.pid(), "without him");
+    healthy(&dir);
+    assert_eq!(master.stop(), 0);
+}
+
+#[test]
+fn what_a_dead_worker_left_unread_is_no_work_while_our_reader_does_not_read() {
+    let dir = Dir::new();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // It fills our reader's pipe, what we keep for him, and half of its own pipe.
+    let burst = "[ -e once ] || { : >once; yes | head -c 1700000; }; exec sleep 600";
+    let mut master = spawnwork(&["-n", "1", "--ready", "alive:50ms", "--respawn-limit", "0"])
+        .args(["--", "sh", "-c", burst])
+        .dir(dir.path())
+        .stdout(writer)
+        .start();
+    master.event("worker-ready");
+    let worker = eventually("the worker has said all", || {
+        let worker = kit::run::children_of(master.pid()).into_iter().next()?;
+        let name = std::fs::read_to_string(format!("/proc/{worker}/comm"));
+        (name.ok()? == "sleep\n").then_some(worker)
+    });
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    master.event("worker-exited");
+    master.event("worker-ready");
+    rests(master.pid(), "with what it left");
+    let read = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        all.len()
+    });
+    assert_eq!(master.stop(), 0);
+    assert_eq!(read.join().unwrap(), 1_700_000);
+}

@@ -309,6 +309,46 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
+/// More threads and processes than this are not looked at to learn whether a program does something.
+const LOOKED_AT: usize = 64;
+
+/// Whether a program does something: one of its threads, or of what it has started, runs, is to run, or waits
+/// for a disk (proc_pid_stat(5), proc_pid_task_children(5)). `None` without /proc or when it is gone.
+#[must_use]
+pub fn at_work(pid: i32) -> Option<bool> {
+    let mut processes = vec![pid];
+    let mut looked_at = 0;
+    while let Some(one) = processes.pop() {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{one}/task")) else {
+            if one == pid {
+                return None;
+            }
+            continue;
+        };
+        for thread in threads.flatten() {
+            looked_at += 1;
+            if looked_at > LOOKED_AT {
+                return Some(true);
+            }
+            let stat = std::fs::read(thread.path().join("stat")).ok();
+            if stat
+                .and_then(|text| parse_stat(&text))
+                .is_some_and(|stat| matches!(stat.state, b'R' | b'D'))
+            {
+                return Some(true);
+            }
+            let children = std::fs::read_to_string(thread.path().join("children"));
+            let children = children.unwrap_or_default();
+            processes.extend(
+                children
+                    .split_ascii_whitespace()
+                    .filter_map(|word| word.parse::<i32>().ok()),
+            );
+        }
+    }
+    Some(false)
+}
+
 /// The resident set of a process, in bytes (proc_pid_statm(5)); `None` without /proc or when it is gone.
 #[must_use]
 pub fn rss(pid: i32) -> Option<u64> {

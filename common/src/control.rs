@@ -5,7 +5,7 @@ use crate::error::{Error, Result, describe};
 use crate::exit::Exit;
 use crate::file::{Identity, identity};
 use crate::socket::{self, Address, UnixRights};
-use crate::wait::{Interest, Loop, Wake};
+use crate::wait::{Interest, Loop, Rest, Wake};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, accept4, connect, getsockopt, recv,
@@ -25,7 +25,7 @@ pub const MOST_CLIENTS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Nobody is let in for so long after the kernel could not let somebody in: short beside a client's patience,
 /// long beside the microseconds of one more try.
-const SHUT: Duration = Duration::from_millis(100);
+pub const SHUT: Duration = Duration::from_millis(100);
 /// When so much waits for a client, in bytes, it gets no further line and is closed.
 const MOST_WAITING: usize = 1 << 20;
 
@@ -130,8 +130,9 @@ pub struct Server {
     token: fn(u64) -> u64,
     /// Given up for a moment when no descriptor is left, so that a client can be turned away.
     spare: Option<File>,
-    /// Nobody is let in before that; then the door is waited for again, with this token.
-    shut: Option<(Instant, u64)>,
+    /// Nobody is let in for a moment; then the door is waited for again, with this token.
+    shut: Rest,
+    door: u64,
 }
 
 impl Server {
@@ -162,7 +163,8 @@ impl Server {
             last: 0,
             token,
             spare: spare(),
-            shut: None,
+            shut: Rest::default(),
+            door: 0,
         })
     }
 
@@ -177,7 +179,8 @@ impl Server {
             last: 0,
             token,
             spare: spare(),
-            shut: None,
+            shut: Rest::default(),
+            door: 0,
         }
     }
 
@@ -250,8 +253,8 @@ impl Server {
     }
 
     fn shut(&mut self, events: &Loop, door: u64, now: Instant) {
-        events.remove(&self.fd);
-        self.shut = Some((now + SHUT, door));
+        self.door = door;
+        self.shut.begin(events, &self.fd, SHUT, now);
     }
 
     /// A client can be read or written: its request, when it is complete.
@@ -421,12 +424,8 @@ impl Server {
 
     /// Closes those with whom patience is at its end, and opens a door that was shut for a moment.
     pub fn expire(&mut self, events: &Loop, now: Instant) {
-        if let Some((until, door)) = self.shut {
-            if until <= now {
-                let waits = events.add(&self.fd, door, Interest::Read).is_ok();
-                self.shut = (!waits).then_some((now + SHUT, door));
-            }
-        }
+        self.shut
+            .end_if_due(events, &self.fd, self.door, Interest::Read, now);
         let over: Vec<u64> = self
             .clients
             .iter()
@@ -440,7 +439,7 @@ impl Server {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let limits = self.clients.values().filter_map(Client::limit);
-        limits.chain(self.shut.map(|(until, _)| until)).min()
+        limits.chain(self.shut.deadline()).min()
     }
 
     /// Nobody can come in any more: the path is free for the next one.

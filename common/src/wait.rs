@@ -3,7 +3,7 @@
 use crate::error::{Doing, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::os::fd::AsFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is waited for on a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,50 @@ pub struct Wake {
     pub readable: bool,
     /// It can be written, or writing will tell its failure.
     pub writable: bool,
+}
+
+/// A descriptor that is left alone for a moment: the kernel is short of what an answer to it takes (memory,
+/// descriptors), and does not tell when it is not. Waited for all the same, it would wake us without end.
+#[derive(Debug, Default)]
+pub struct Rest {
+    until: Option<Instant>,
+}
+
+impl Rest {
+    /// Does not wait for `fd` before so long has passed.
+    pub fn begin(&mut self, events: &Loop, fd: impl AsFd, length: Duration, now: Instant) {
+        events.remove(fd);
+        self.until = Some(now + length);
+    }
+
+    /// Waits for it again, if its time is over; where that needs memory that is not there, a little later.
+    pub fn end_if_due(
+        &mut self,
+        events: &Loop,
+        fd: impl AsFd,
+        token: u64,
+        interest: Interest,
+        now: Instant,
+    ) {
+        /// Long enough not to be a load, and short enough for who waits behind it.
+        const AGAIN: Duration = Duration::from_millis(50);
+        if self.until.is_some_and(|until| until <= now) {
+            let waits = events.add(fd, token, interest).is_ok();
+            self.until = (!waits).then_some(now + AGAIN);
+        }
+    }
+
+    /// It is left alone.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.until.is_some()
+    }
+
+    /// When [`Rest::end_if_due`] has something to do.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.until
+    }
 }
 
 /// An epoll(7) instance.

@@ -35,8 +35,6 @@ def answer(connection):
         path = request.split(b" ")[1].decode()
         if path.startswith("/exit/"):
             os._exit(int(path[6:]))
-        if path == "/shutdown":
-            socket.socket(fileno=os.dup(3)).shutdown(socket.SHUT_RDWR)
         body = "worker=%s pid=%d generation=%s\n" % (
             os.environ["WORKER_ID"],
             os.getpid(),
@@ -46,6 +44,9 @@ def answer(connection):
             b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s"
             % (len(body), body.encode())
         )
+        if path == "/shutdown":
+            # After the answer: the accept(2) that fails of it ends this process.
+            socket.socket(fileno=os.dup(3)).shutdown(socket.SHUT_RDWR)
 
 
 def serve(number):

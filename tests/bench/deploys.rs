@@ -13,12 +13,14 @@
 )]
 
 mod master;
+#[allow(dead_code)]
+mod proc;
 mod report;
 
-use master::{Master, Running, ask, marked, watch};
+use master::{MASTERS, Master, Running, ask, marked, outcome, progress, watch};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::io::Write;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,7 +30,8 @@ fn cell(master: &Master, how: &str, runs: u32) -> String {
     let (mut failed, mut requests, mut fix_failed, mut fixed, mut wrong) = (0, 0, 0, 0, 0);
     let (mut told, mut up) = (0, 0);
     for _ in 0..runs {
-        let Some(running) = Running::start(master) else {
+        let running = outcome("deploys", master, Running::start_for_deploys(master));
+        let Some(running) = running else {
             return "does not start".to_owned();
         };
         running.deploy("v2", how);
@@ -102,7 +105,8 @@ fn seen_in(requests: u64) -> String {
 
 /// kill -9 of the master: what is left after three seconds, and whether the same command works again.
 fn killed(master: &Master) -> String {
-    let Some(mut running) = Running::start(master) else {
+    let running = outcome("master", master, Running::start_for_deploys(master));
+    let Some(mut running) = running else {
         return "does not start".to_owned();
     };
     let over = Arc::new(AtomicBool::new(false));
@@ -114,7 +118,8 @@ fn killed(master: &Master) -> String {
     }
     std::thread::sleep(Duration::from_secs(3));
     let left = marked(&running.mark).len();
-    let again = running.launch();
+    // An orphan of the one before may answer in place of the new one.
+    let again = running.launch().and_then(|()| running.settle()).is_ok();
     over.store(true, Ordering::Relaxed);
     let seen = clients.join().unwrap();
     let subject = master.name;
@@ -137,61 +142,59 @@ fn killed(master: &Master) -> String {
     )
 }
 
-fn main() {
-    if !std::env::args().any(|argument| argument == "--bench") {
-        println!("to measure: cargo bench --package bench");
-        return;
+/// One row for each master, of one kind of deploy.
+fn row(how: &str, scenario: &str, of: impl Fn(&Master) -> String + Sync) {
+    progress(&format!("{scenario}: {how}"));
+    // They wait more than they work, so all at once.
+    let cells: Vec<(&str, String)> = std::thread::scope(|scope| {
+        let cells: Vec<_> = master::of(scenario)
+            .into_iter()
+            .map(|master| {
+                let of = &of;
+                (master.name, scope.spawn(move || of(master)))
+            })
+            .collect();
+        cells
+            .into_iter()
+            .map(|(name, cell)| (name, cell.join().unwrap()))
+            .collect()
+    });
+    println!("{}", title(how));
+    for (name, cell) in cells {
+        println!("  {name:<18} {cell}");
     }
+    println!();
+}
+
+fn main() -> ExitCode {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        println!("to measure: cargo bench --package bench --bench deploys");
+        return ExitCode::SUCCESS;
+    }
+    master::guarded(measure)
+}
+
+fn measure() -> ExitCode {
     let runs = std::env::var("BENCH_RUNS")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(1);
-    let masters = master::masters();
-    let (there, missing) = master::installed(&masters);
     println!(
         "Bad deploys: two workers, {runs} run(s) each; requests in the 9 s after the reload, ten a second over new connections, ten over one that is kept.\n"
     );
-    for how in ["good", "crash", "hang", "late", "kill -9 of the master"] {
-        let scenario = if how.starts_with("kill") {
-            "master"
-        } else {
-            "deploys"
-        };
-        if !report::wanted(scenario) {
-            continue;
-        }
-        let _ = writeln!(std::io::stderr(), "bench: deploys: {how}");
-        // They wait more than they work, so all at once.
-        let cells: Vec<(&str, String)> = std::thread::scope(|scope| {
-            let cells: Vec<_> = there
-                .iter()
-                .map(|master| {
-                    let cell = move || match how {
-                        "kill -9 of the master" => killed(master),
-                        how => cell(master, how, runs),
-                    };
-                    (master.name, scope.spawn(cell))
-                })
-                .collect();
-            cells
-                .into_iter()
-                .map(|(name, cell)| (name, cell.join().unwrap()))
-                .collect()
-        });
-        println!("{}", title(how));
-        for (name, cell) in cells {
-            println!("  {name:<18} {cell}");
-        }
-        println!();
-    }
-    for master in &there {
+    let done = [
+        master::scenario("deploys", || {
+            for how in ["good", "crash", "hang", "late"] {
+                row(how, "deploys", |master| cell(master, how, runs));
+            }
+        }),
+        master::scenario("master", || row("kill -9 of the master", "master", killed)),
+    ];
+    for master in MASTERS.iter().filter(|master| !master.how.is_empty()) {
         println!("{}: {}", master.name, master.how);
     }
-    for master in missing {
-        report::absent("deploys", master.name, "not installed");
-        println!(
-            "{}: left out, it is not installed (tests/setup.sh bench)",
-            master.name
-        );
+    if done.contains(&false) {
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }

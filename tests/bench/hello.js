@@ -1,4 +1,4 @@
-// The app that all three run: `hello PID`, at once, or on /slow after 300 ms.
+// An app: `hello PID`, at once, or on /slow after 300 ms.
 const http = require('http');
 
 const server = http.createServer((request, response) => {

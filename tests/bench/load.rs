@@ -7,17 +7,20 @@
     missing_docs
 )]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub const CONNECTIONS: u64 = 32;
 /// How long an answer is waited for. /slow takes 300 ms.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// No answer is longer, in bytes. nginx is slow by many of them.
+const LONGEST: usize = 32 << 10;
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Shape {
@@ -25,8 +28,8 @@ pub enum Shape {
     KeepAlive,
     /// A connection for each request.
     Fresh,
-    /// As `KeepAlive`, and one request in ten is for /slow.
-    Mixed,
+    /// As `Fresh`, and each request is for /slow: it is under way for long.
+    Slow,
 }
 
 #[derive(Clone, Copy)]
@@ -51,6 +54,10 @@ const NAMES: [&str; 6] = [
 #[derive(Clone, Default)]
 pub struct Count {
     pub requests: u64,
+    /// By the pid that answered.
+    pub answers: BTreeMap<i32, u64>,
+    /// Requests after which the connection went on.
+    pub kept: u64,
     failures: [u64; NAMES.len()],
 }
 
@@ -59,8 +66,12 @@ impl Count {
         self.failures.iter().sum()
     }
 
-    fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.requests += other.requests;
+        self.kept += other.kept;
+        for (pid, more) in &other.answers {
+            *self.answers.entry(*pid).or_default() += more;
+        }
         for (sum, more) in self.failures.iter_mut().zip(other.failures) {
             *sum += more;
         }
@@ -103,8 +114,8 @@ impl Client {
         Ok(stream)
     }
 
-    /// One request, never tried again.
-    fn request(&mut self, path: &str, keep: bool) -> Result<(), Failure> {
+    /// One request, never tried again: the pid that answered, and whether the connection goes on.
+    fn request(&mut self, path: &str, keep: bool) -> Result<(i32, bool), Failure> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
             None => Self::connect(self.port).map_err(|error| kind_of(&error))?,
@@ -115,20 +126,21 @@ impl Client {
         stream
             .write_all(request.as_bytes())
             .map_err(|error| kind_of(&error))?;
-        let goes_on = answer(&mut stream)?;
-        if keep && goes_on {
+        let (pid, goes_on) = answer(&mut stream)?;
+        let goes_on = keep && goes_on;
+        if goes_on {
             self.stream = Some(stream);
         } else {
             // The server closes first, and has the TIME_WAIT: the client's ports last.
             let _ = stream.read(&mut [0; 16]);
         }
-        Ok(())
+        Ok((pid, goes_on))
     }
 }
 
-/// Reads one answer; whether the connection goes on after it.
-fn answer(stream: &mut TcpStream) -> Result<bool, Failure> {
-    let mut buffer = [0; 2048];
+/// Reads one answer: the pid in it, and whether the connection goes on after it.
+fn answer(stream: &mut TcpStream) -> Result<(i32, bool), Failure> {
+    let mut buffer = [0; LONGEST];
     let mut filled = 0;
     loop {
         if filled == buffer.len() {
@@ -158,21 +170,23 @@ fn answer(stream: &mut TcpStream) -> Result<bool, Failure> {
         if body.len() < length {
             continue;
         }
-        let right = head.starts_with("HTTP/1.1 200 ") && body.len() == length && is_hello(body);
+        let right = has_status(head, "200") && body.len() == length;
         let goes_on =
             !header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
-        return if right {
-            Ok(goes_on)
-        } else {
-            Err(Failure::Wrong)
-        };
+        let pid = who(body).filter(|_| right).ok_or(Failure::Wrong)?;
+        return Ok((pid, goes_on));
     }
 }
 
-fn is_hello(body: &[u8]) -> bool {
-    body.strip_prefix(b"hello ")
-        .and_then(|rest| rest.strip_suffix(b"\n"))
-        .is_some_and(|pid| !pid.is_empty() && pid.iter().all(u8::is_ascii_digit))
+fn has_status(head: &str, wanted: &str) -> bool {
+    head.starts_with("HTTP/1.") && head.split(' ').nth(1) == Some(wanted)
+}
+
+/// The pid in `hello PID ...`.
+fn who(body: &[u8]) -> Option<i32> {
+    let text = std::str::from_utf8(body).ok()?;
+    let rest = text.strip_prefix("hello ")?.strip_suffix('\n')?;
+    rest.split(' ').next()?.parse().ok()
 }
 
 /// Whether the app answers at all.
@@ -184,22 +198,39 @@ pub fn answers(port: u16) -> bool {
 /// Load that goes on until it is stopped.
 pub struct Load {
     stop: Arc<AtomicBool>,
+    seen: Seen,
     began: Instant,
     threads: Vec<JoinHandle<Count>>,
 }
 
+/// The pids that have answered so far.
+type Seen = Arc<Mutex<BTreeSet<i32>>>;
+
 impl Load {
+    /// As much as the server can take.
     pub fn start(port: u16, shape: Shape) -> Self {
+        Self::paced(port, shape, CONNECTIONS, Duration::ZERO)
+    }
+
+    /// `pause` between the requests of a connection.
+    pub fn paced(port: u16, shape: Shape, connections: u64, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let one = |seed: u64| {
-            let stop = Arc::clone(&stop);
-            std::thread::spawn(move || connection(port, shape, seed, &stop))
+        let seen = Seen::default();
+        let one = |_| {
+            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            std::thread::spawn(move || connection(port, shape, pause, &stop, &seen))
         };
         Self {
             began: Instant::now(),
-            threads: (1..=CONNECTIONS).map(one).collect(),
+            threads: (0..connections).map(one).collect(),
             stop,
+            seen,
         }
+    }
+
+    /// The pids that have answered so far.
+    pub fn seen(&self) -> BTreeSet<i32> {
+        self.seen.lock().unwrap().clone()
     }
 
     /// The counts, and the requests per second that were answered.
@@ -221,21 +252,29 @@ impl Drop for Load {
     }
 }
 
-fn connection(port: u16, shape: Shape, seed: u64, stop: &AtomicBool) -> Count {
+fn connection(port: u16, shape: Shape, pause: Duration, stop: &AtomicBool, seen: &Seen) -> Count {
     let mut client = Client { port, stream: None };
     let mut count = Count::default();
-    let mut random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let path = if shape == Shape::Slow { "/slow" } else { "/" };
     while !stop.load(Ordering::Relaxed) {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let slow = shape == Shape::Mixed && random % 10 == 0;
-        let path = if slow { "/slow" } else { "/" };
         count.requests += 1;
-        if let Err(failure) = client.request(path, shape != Shape::Fresh) {
-            count.failures[failure as usize] += 1;
-            // A server that refuses is not asked in a busy loop, which would count the same outage many times over.
-            std::thread::sleep(Duration::from_millis(10));
+        match client.request(path, shape == Shape::KeepAlive) {
+            Ok((pid, kept)) => {
+                count.kept += u64::from(kept);
+                let times = count.answers.entry(pid).or_default();
+                *times += 1;
+                if *times == 1 {
+                    seen.lock().unwrap().insert(pid);
+                }
+            }
+            Err(failure) => {
+                count.failures[failure as usize] += 1;
+                // A server that refuses is not asked in a busy loop, which would count the same outage many times over.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
         }
     }
     count

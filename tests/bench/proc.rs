@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 /// The number behind `name:` in a file of /proc, such as `VmRSS:  1234 kB`.
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -66,6 +67,31 @@ pub fn switches(pid: i32) -> BTreeMap<i32, u64> {
         .into_iter()
         .filter_map(of)
         .collect()
+}
+
+/// The time its threads have run, in ns.
+pub fn ran(pid: i32) -> u64 {
+    numbers(&format!("/proc/{pid}/task"))
+        .into_iter()
+        .filter_map(|task| fs::read_to_string(format!("/proc/{pid}/task/{task}/schedstat")).ok())
+        .filter_map(|text| text.split(' ').next()?.parse::<u64>().ok())
+        .sum()
+}
+
+/// The program that it runs.
+pub fn program(pid: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// It and all below it, parents first.
+pub fn below(pid: i32) -> Vec<i32> {
+    let mut list = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = list.get(next) {
+        list.extend(children(*pid));
+        next += 1;
+    }
+    list
 }
 
 /// The arguments, with zero bytes between them; empty for a zombie, the parent's between fork and exec.

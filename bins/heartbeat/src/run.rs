@@ -1650,28 +1650,29 @@ impl Beating {
         let limit = self.plan.times.timeout;
         let started = output_pipe().and_then(|(reader, writer)| {
             let action = Action::start_into(&command, &variables, raw(&writer), limit, now)?;
-            Ok((action, reader))
+            let token = index as u64;
+            // Of one whose end cannot be waited for (ENOMEM) nothing would be heard any more.
+            let waits = self
+                .events
+                .add(&action, EXEC + token, Interest::Read)
+                .and_then(|()| self.events.add(&reader, OUTPUT + token, Interest::Read));
+            match waits {
+                Ok(()) => Ok((action, reader)),
+                Err(why) => {
+                    action.kill();
+                    Err(std::io::Error::other(why.to_string()))
+                }
+            }
         });
         match started {
             Ok((action, reader)) => {
-                let token = index as u64;
-                let waits = self.events.add(&action, EXEC + token, Interest::Read);
-                let reads = self.events.add(&reader, OUTPUT + token, Interest::Read);
                 self.execs[index] = Some(Exec {
                     action,
                     begun: now,
-                    output: reads.is_ok().then_some(reader),
+                    output: Some(reader),
                     said: Vec::new(),
                     answered: false,
                 });
-                if waits.is_err() {
-                    // It is ended by its time limit.
-                    self.voice.say(
-                        Level::Warning,
-                        events::CHECK_IMPOSSIBLE,
-                        &[("target", self.plan.checks[index].target.clone().into())],
-                    );
-                }
             }
             Err(why) => {
                 let verdict =
@@ -1700,7 +1701,13 @@ impl Beating {
                     exec.said.extend_from_slice(&buffer[..count.min(room)]);
                 }
                 Err(nix::Error::EINTR) => {}
-                Err(_) => return,
+                Err(nix::Error::EAGAIN) => return,
+                Err(_) => {
+                    // It would wake us until the command ends.
+                    self.events.remove(output);
+                    exec.output = None;
+                    return;
+                }
             }
         }
     }

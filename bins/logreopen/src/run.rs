@@ -42,6 +42,8 @@ pub(crate) const CLIENT: u64 = 1 << 32;
 const TURN: usize = 16;
 /// So many of them, and the writer is woken before the turn is over.
 const TOGETHER: usize = 4;
+/// A stream that the kernel could not wait for is read so much later.
+const AGAIN: Duration = Duration::from_millis(50);
 /// Buffers that are kept while lines come.
 const SPARE: usize = 64;
 /// After so much silence no memory is kept.
@@ -466,6 +468,8 @@ impl Pumping {
     /// Reads a stream until it is empty for now, or has had its turn.
     pub(crate) fn on_stream(&mut self, index: usize, now: Instant) {
         self.take_back(index, now);
+        // Its moment has come; where there is no room now, something else tells when there is.
+        self.streams[index].pause = None;
         let (mut total, mut waiting) = (0, 0);
         for _ in 0..TURN {
             if self.streams[index].ended || !self.has_room(index, now) {
@@ -473,7 +477,6 @@ impl Pumping {
             }
             let mut run = None;
             let stream = &mut self.streams[index];
-            stream.pause = None;
             let turn = stream.read(&mut self.pool, &mut |whole| run = Some(whole));
             if let Some(run) = run {
                 self.deliver(index, run, now);
@@ -752,6 +755,10 @@ impl Pumping {
         match (ours, stream.registered) {
             (true, false) => {
                 stream.registered = self.events.add(&*stream, token, Interest::Read).is_ok();
+                if !stream.registered {
+                    // Short of memory. Without a further try nobody would ever read it.
+                    stream.pause = Some(Instant::now() + AGAIN);
+                }
             }
             (true, true) if stream.pause.is_none() => {
                 self.events.set(&*stream, token, Interest::Read)

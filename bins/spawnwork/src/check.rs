@@ -107,8 +107,9 @@ impl Master {
         };
         for _ in 0..16 {
             if !output.has_room() {
-                self.events
-                    .set(&check.stream, Token::Check.number(), Interest::Nothing);
+                // Not waited for: that it has ended would be said all the time.
+                self.events.remove(&check.stream);
+                check.stream.registered = false;
                 return;
             }
             match check
@@ -127,9 +128,13 @@ impl Master {
 
     /// Our output has room again.
     pub(crate) fn arm_check(&mut self) {
-        if let Some(check) = &self.check {
-            self.events
-                .set(&check.stream, Token::Check.number(), Interest::Read);
+        if let Some(check) = self.check.as_mut() {
+            if !check.stream.registered {
+                // Without the memory for it the rest is read when the command has ended.
+                let token = Token::Check.number();
+                let added = self.events.add(&check.stream, token, Interest::Read);
+                check.stream.registered = added.is_ok();
+            }
         }
     }
 

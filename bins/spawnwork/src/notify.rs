@@ -1,18 +1,24 @@
 //! The workers' private NOTIFY_SOCKET (sd_notify(3)): what they say of themselves stays with us.
 
 use common::error::{Doing, Result};
+use common::wait::{Interest, Loop, Rest};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, bind, recvmsg,
     socket,
 };
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// What cannot be read for lack of memory is not tried again before that: it would wake us without end.
+const REST: Duration = Duration::from_millis(50);
 
 /// An abstract datagram socket: nothing on disk, gone with us.
 #[derive(Debug)]
 pub struct Notify {
     fd: OwnedFd,
     name: String,
+    rest: Rest,
 }
 
 /// One datagram.
@@ -60,13 +66,14 @@ impl Notify {
         };
         let fd = open().doing("open the workers' NOTIFY_SOCKET")?;
         common::sys::pass_credentials(fd.as_fd()).doing("open the workers' NOTIFY_SOCKET")?;
-        Ok(Notify { fd, name })
+        Ok(Notify::again(fd, name))
     }
 
     /// The same one, in another program.
     #[must_use]
     pub fn again(fd: OwnedFd, name: String) -> Notify {
-        Notify { fd, name }
+        let rest = Rest::default();
+        Notify { fd, name, rest }
     }
 
     /// Its abstract name.
@@ -81,9 +88,21 @@ impl Notify {
         format!("@{}", self.name)
     }
 
-    /// The next datagram; `None` when there is no further one.
+    /// Waits for it again, if it was left alone for a moment and that is over.
+    pub fn wake_if_due(&mut self, events: &Loop, token: u64, now: Instant) {
+        self.rest
+            .end_if_due(events, &self.fd, token, Interest::Read, now);
+    }
+
+    /// When it is.
     #[must_use]
-    pub fn next(&self) -> Option<Said> {
+    pub fn deadline(&self) -> Option<Instant> {
+        self.rest.deadline()
+    }
+
+    /// The next datagram; `None` when there is no further one, or it cannot be had for now.
+    #[must_use]
+    pub fn next(&mut self, events: &Loop, now: Instant) -> Option<Said> {
         let mut buffer = [0u8; 4096];
         loop {
             let mut space = nix::cmsg_space!(nix::sys::socket::UnixCredentials, [i32; 16]);
@@ -110,7 +129,11 @@ impl Notify {
                     (received.bytes, pid)
                 }
                 Err(nix::Error::EINTR) => continue,
-                Err(_) => return None,
+                Err(nix::Error::EAGAIN) => return None,
+                Err(_) => {
+                    self.rest.begin(events, &self.fd, REST, now);
+                    return None;
+                }
             };
             return Some(said(pid, &buffer[..count]));
         }

@@ -35,6 +35,8 @@ pub struct Stream {
     pub last: bool,
     /// Not to be read before then.
     pub pause: Option<Instant>,
+    /// The loop waits for it.
+    pub registered: bool,
 }
 
 /// What reading brought.
@@ -49,7 +51,7 @@ pub enum Readout {
 }
 
 impl Stream {
-    /// A stream and the end that the worker writes to.
+    /// A stream, which the loop is to wait for, and the end that the worker writes to.
     ///
     /// # Errors
     /// EMFILE.
@@ -70,6 +72,7 @@ impl Stream {
             worker,
             last: false,
             pause: None,
+            registered: true,
         }
     }
 

@@ -229,6 +229,7 @@ impl Master {
                 shown: false,
                 ready_fd,
                 check: (None, started),
+                looked: None,
                 last: LastLines::new(20, 512),
                 streams: count,
             },
@@ -289,6 +290,10 @@ impl Master {
             self.pool
                 .late(id, format!("not ready within {limit}{hint}"), now);
             self.act(now);
+        } else if self.pool.starts(id)
+            && worker.is_settled(&self.plan.ready, self.pool.waits_for_starts(now), now)
+        {
+            self.pool.settled(id);
         } else if let Readiness::Told(Ready::Exec(command)) = &self.plan.ready {
             if worker.check.0.is_none() && worker.check.1 <= now {
                 let command = command.clone();

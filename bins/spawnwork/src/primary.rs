@@ -2,7 +2,7 @@
 
 use crate::cli::{Balance, Ready};
 use crate::events;
-use crate::node::channel::{Channel, Ended};
+use crate::node::channel::{Channel, Ended, Went};
 use crate::node::message::{self, HandleType, Message, Query};
 use crate::node::sockets::{Answer, Asker, asked_for, key_of};
 use crate::notify::Alive;
@@ -28,36 +28,55 @@ impl Master {
         else {
             return;
         };
-        let mut ended = None;
+        let mut went = Ok(Went::On);
         if wake.writable {
-            ended = channel.flush().err();
+            went = channel.flush();
         }
         let mut messages = Vec::new();
         if wake.readable {
-            ended = channel.receive(&mut messages).err().or(ended);
+            went = match (channel.receive(&mut messages), went) {
+                (Err(why), _) | (_, Err(why)) => Err(why),
+                (Ok(Went::Short), _) | (_, Ok(Went::Short)) => Ok(Went::Short),
+                (Ok(Went::On), Ok(Went::On)) => Ok(Went::On),
+            };
         }
         for message in messages {
             self.on_message(id, message, now);
         }
-        match ended {
-            Some(why) => self.channel_ended(id, why, now),
-            None => self.arm_channel(id),
+        self.channel_went(id, went, now);
+    }
+
+    fn channel_went(&mut self, id: u64, went: Result<Went, Ended>, now: Instant) {
+        match went {
+            Ok(went) => self.arm_channel(id, went, now),
+            Err(why) => self.channel_ended(id, why, now),
         }
     }
 
-    fn arm_channel(&mut self, id: u64) {
-        if let Some(channel) = self
+    fn arm_channel(&mut self, id: u64, went: Went, now: Instant) {
+        let Some(channel) = self
             .workers
-            .get(&id)
-            .and_then(|worker| worker.channel.as_ref())
-        {
-            let interest = if channel.wants_to_write() {
-                Interest::Both
-            } else {
-                Interest::Read
-            };
-            self.events
-                .set(channel, Token::Channel(id).number(), interest);
+            .get_mut(&id)
+            .and_then(|worker| worker.channel.as_mut())
+        else {
+            return;
+        };
+        match went {
+            Went::Short => channel.rest(&self.events, now),
+            Went::On if channel.rests() => {}
+            Went::On => {
+                let token = Token::Channel(id).number();
+                self.events.set(&*channel, token, channel.interest());
+            }
+        }
+    }
+
+    /// Channels that the kernel was too short of memory for are tried again.
+    pub(crate) fn on_channels_time(&mut self, now: Instant) {
+        for (id, worker) in &mut self.workers {
+            if let Some(channel) = worker.channel.as_mut() {
+                channel.wake_if_due(&self.events, Token::Channel(*id).number(), now);
+            }
         }
     }
 
@@ -114,10 +133,8 @@ impl Master {
         else {
             return;
         };
-        match channel.send(message, handle) {
-            Ok(()) => self.arm_channel(id),
-            Err(why) => self.channel_ended(id, why, Instant::now()),
-        }
+        let went = channel.send(message, handle);
+        self.channel_went(id, went, Instant::now());
     }
 
     pub(crate) fn seq(&mut self, id: u64) -> u64 {
@@ -539,12 +556,14 @@ impl Master {
 
     // ---- npm, notify, ready ----
 
-    pub(crate) fn on_rendezvous(&mut self) {
-        while let Some((fd, pid)) = self
-            .rendezvous
-            .as_mut()
-            .and_then(crate::node::shim::Rendezvous::accept)
-        {
+    pub(crate) fn on_rendezvous(&mut self, now: Instant) {
+        loop {
+            let Some(rendezvous) = self.rendezvous.as_mut() else {
+                return;
+            };
+            let Some((fd, pid)) = rendezvous.accept(&self.events, now) else {
+                return;
+            };
             // Anybody may connect to an abstract socket; a script of a worker is its descendant.
             let owner = self
                 .workers
@@ -577,7 +596,10 @@ impl Master {
         };
         // A bounded turn: a worker that talks without end is not to keep us from the others.
         for _ in 0..1024 {
-            let Some(said) = self.notify.as_ref().and_then(crate::notify::Notify::next) else {
+            let Some(notify) = self.notify.as_mut() else {
+                return;
+            };
+            let Some(said) = notify.next(&self.events, now) else {
                 return;
             };
             let own = |worker: &&mut Worker| worker.child.pid() == said.pid;
@@ -617,12 +639,13 @@ impl Master {
         let Some(fd) = &worker.ready_fd else { return };
         let mut buffer = [0u8; 256];
         match nix::unistd::read(fd, &mut buffer) {
-            Ok(0) | Err(nix::Error::EIO) => {
+            Ok(count) if count > 0 => worker.shown |= buffer[..count].contains(&b'\n'),
+            Err(nix::Error::EAGAIN | nix::Error::EINTR) => {}
+            // Its end; or what cannot be read would wake us for ever, and the worker is not ready in time.
+            Ok(_) | Err(_) => {
                 self.events.remove(fd);
                 worker.ready_fd = None;
             }
-            Ok(count) => worker.shown |= buffer[..count].contains(&b'\n'),
-            Err(_) => {}
         }
     }
 }

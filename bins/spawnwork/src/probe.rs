@@ -88,12 +88,17 @@ impl Master {
             return;
         };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let mut over = None;
         while !probe.request.is_empty() {
             match send(probe.fd.as_raw_fd(), &probe.request, flags) {
                 Ok(count) => drop(probe.request.drain(..count)),
+                // Its end reading tells.
+                Err(nix::Error::EAGAIN | nix::Error::EPIPE | nix::Error::ECONNRESET) => break,
                 Err(nix::Error::EINTR) => {}
-                // EAGAIN, or its end, which reading tells.
-                Err(_) => break,
+                Err(why) => {
+                    over = Some(describe(&why.into()));
+                    break;
+                }
             }
         }
         if probe.request.is_empty() {
@@ -101,7 +106,6 @@ impl Master {
                 .set(&probe.fd, Token::Probe.number(), Interest::Read);
         }
         let mut buffer = [0u8; LONGEST];
-        let mut over = None;
         while over.is_none() {
             match recv(probe.fd.as_raw_fd(), &mut buffer, flags) {
                 Ok(0) => over = Some("closed without an answer".to_owned()),

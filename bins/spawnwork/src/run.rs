@@ -576,17 +576,6 @@ impl Master {
         if self.plan.orphans == OrphansArg::Die && self.lifeline.is_none() {
             self.lifeline = Some(Lifeline::open()?);
         }
-        for which in [Which::Out, Which::Err] {
-            if let Some(fd) = self.outputs[which as usize]
-                .as_ref()
-                .and_then(Output::descriptor)
-            {
-                // /dev/null and its like cannot be waited for, and need not be.
-                let _ = self
-                    .events
-                    .add(fd, Token::Output(which).number(), Interest::Nothing);
-            }
-        }
         Ok(())
     }
 
@@ -618,7 +607,7 @@ impl Master {
                     Some(Token::Socket(id)) => self.on_socket(id, now),
                     Some(Token::Output(_)) => {}
                     Some(Token::Notify) => self.on_notify(now),
-                    Some(Token::Rendezvous) => self.on_rendezvous(),
+                    Some(Token::Rendezvous) => self.on_rendezvous(now),
                     Some(Token::Ready(id)) => self.on_ready_fd(id),
                     Some(Token::Given(index)) => self.on_given(index),
                     Some(Token::Control) => self.on_door(now),
@@ -778,6 +767,7 @@ impl Master {
             self.on_probe(now);
         }
         self.on_watchdog(now);
+        self.on_rest_time(now);
         self.resize(now);
         self.on_workers_time(now);
         self.recycle(now);
@@ -790,6 +780,40 @@ impl Master {
         self.on_orphans_time(now);
     }
 
+    /// What was left alone for a moment is waited for again.
+    fn on_rest_time(&mut self, now: Instant) {
+        self.on_channels_time(now);
+        if let Some(rendezvous) = self.rendezvous.as_mut() {
+            rendezvous.wake_if_due(&self.events, Token::Rendezvous.number(), now);
+        }
+        if let Some(notify) = self.notify.as_mut() {
+            notify.wake_if_due(&self.events, Token::Notify.number(), now);
+        }
+    }
+
+    fn rest_deadline(&self) -> Option<Instant> {
+        let channels = self
+            .workers
+            .values()
+            .filter_map(|worker| worker.channel.as_ref()?.deadline());
+        let rendezvous = self.rendezvous.as_ref().and_then(Rendezvous::deadline);
+        let notify = self.notify.as_ref().and_then(Notify::deadline);
+        channels.chain(rendezvous).chain(notify).min()
+    }
+
+    /// When an output is tried again that could not be waited for: for lack of memory.
+    fn outputs_deadline(&self, now: Instant) -> Option<Instant> {
+        const AGAIN: Duration = Duration::from_millis(50);
+        let waits = self
+            .outputs
+            .iter()
+            .zip(self.outputs_waiting)
+            .any(|(output, waited_for)| {
+                !waited_for && output.as_ref().is_some_and(Output::wants_to_write)
+            });
+        waits.then_some(now + AGAIN)
+    }
+
     /// When something is due next.
     fn deadline(&self, now: Instant) -> Option<Instant> {
         let streams = self.streams.values().filter_map(|stream| stream.pause);
@@ -797,6 +821,12 @@ impl Master {
             .workers
             .values()
             .filter_map(|worker| self.worker_deadline(worker, now));
+        let others_wait = self.pool.waits_for_starts(now);
+        let looks = self
+            .workers
+            .values()
+            .filter(|worker| others_wait && self.pool.starts(worker.id))
+            .filter_map(|worker| worker.look_at(&self.plan.ready));
         let sockets = self
             .sockets
             .iter()
@@ -804,6 +834,7 @@ impl Master {
         let leftovers = self.leftovers.iter().map(|leftover| leftover.deadline(now));
         streams
             .chain(workers)
+            .chain(looks)
             .chain(sockets)
             .chain(leftovers)
             .chain(self.pool.deadline(now))
@@ -816,6 +847,8 @@ impl Master {
             .chain(self.supervisor.deadline())
             .chain(self.orphans.deadline(now))
             .chain(self.cgroups.deadline())
+            .chain(self.rest_deadline())
+            .chain(self.outputs_deadline(now))
             .min()
     }
 
@@ -897,14 +930,28 @@ impl Master {
         } else {
             stream.which as usize
         };
+        /// Until the kernel may have the memory to wait for it.
+        const AGAIN: Duration = Duration::from_millis(50);
         let room = self.outputs[index].as_ref().is_some_and(Output::has_room);
-        let interest = if room && stream.pause.is_none() {
-            Interest::Read
-        } else {
-            Interest::Nothing
-        };
-        self.events
-            .set(&*stream, Token::Stream(id).number(), interest);
+        let token = Token::Stream(id).number();
+        // Taken out while nothing is read of it: that its worker has ended would be said all the time.
+        match (room, stream.registered) {
+            (true, true) if stream.pause.is_some() => {
+                self.events.set(&*stream, token, Interest::Nothing);
+            }
+            (true, true) => self.events.set(&*stream, token, Interest::Read),
+            (true, false) => {
+                stream.registered = self.events.add(&*stream, token, Interest::Read).is_ok();
+                if !stream.registered {
+                    stream.pause = Some(Instant::now() + AGAIN);
+                }
+            }
+            (false, true) => {
+                self.events.remove(&*stream);
+                stream.registered = false;
+            }
+            (false, false) => {}
+        }
     }
 
     fn end_stream(&mut self, id: u64) {
@@ -929,15 +976,24 @@ impl Master {
             let room_again = !had_room && output.has_room();
             let waits = output.wants_to_write();
             if waits != self.outputs_waiting[index] {
-                if let Some(fd) = output.descriptor() {
-                    let interest = if waits {
-                        Interest::Write
-                    } else {
-                        Interest::Nothing
-                    };
-                    self.events.set(fd, Token::Output(which).number(), interest);
-                }
-                self.outputs_waiting[index] = waits;
+                // Waited for only while something waits for its reader: that he is gone would be said all the
+                // time.
+                self.outputs_waiting[index] = match output.descriptor() {
+                    Some(fd) if waits => {
+                        let token = Token::Output(which).number();
+                        self.events.add(fd, token, Interest::Write).is_ok()
+                    }
+                    Some(fd) => {
+                        self.events.remove(fd);
+                        false
+                    }
+                    None => {
+                        // Its reader is gone, and the descriptor itself may be there still.
+                        let standard = common::sys::standard(index as i32 + 1);
+                        self.events.remove(standard);
+                        false
+                    }
+                };
             }
             if lost > 0 {
                 let first = self.lost == 0;

@@ -52,12 +52,10 @@ impl Hex {
     /// Reads them; what is no hexadecimal ends them.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        let digits = self.0.as_bytes().chunks_exact(2);
-        digits
-            .map_while(|pair| {
-                let text = std::str::from_utf8(pair).ok()?;
-                u8::from_str_radix(text, 16).ok()
-            })
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let pairs = self.0.as_bytes().chunks_exact(2);
+        pairs
+            .map_while(|pair| u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok())
             .collect()
     }
 
@@ -613,13 +611,8 @@ impl Master {
                 None => None,
             };
             if let Some(channel) = &channel {
-                let interest = if channel.wants_to_write() {
-                    Interest::Both
-                } else {
-                    Interest::Read
-                };
-                self.events
-                    .add(channel, Token::Channel(one.id).number(), interest)?;
+                let token = Token::Channel(one.id).number();
+                self.events.add(channel, token, channel.interest())?;
             }
             let ready_fd = match one.ready_fd {
                 Some(fd) => Some(taken.own(fd)?),
@@ -650,6 +643,7 @@ impl Master {
                 held: one.held,
                 aborted: one.aborted,
                 late: false,
+                settled: false,
             });
             let worker = Worker {
                 id: one.id,
@@ -674,6 +668,7 @@ impl Master {
                 shown: one.shown,
                 ready_fd,
                 check: (None, now),
+                looked: None,
                 last,
                 streams: one.streams,
             };

@@ -5,7 +5,7 @@ use crate::cli::Ready;
 use crate::node::channel::Channel;
 use crate::plan::Readiness;
 use common::cgroup::Group;
-use common::child::Child;
+use common::child::{Child, at_work};
 use common::lines::LastLines;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -51,6 +51,8 @@ pub struct Worker {
     pub ready_fd: Option<OwnedFd>,
     /// The running command of `--ready exec:CMD`, and when the next may start.
     pub check: (Option<Child>, Instant),
+    /// When it was last looked at whether it does something while it starts, and whether it did.
+    pub looked: Option<(Instant, bool)>,
     /// We closed its channel: by that its preload knows that it is to drain, without a signal.
     pub cut_off: bool,
     /// The last lines of its stderr.
@@ -61,6 +63,11 @@ pub struct Worker {
 
 /// An app may listen on several ports: it is ready when it has stopped asking for this long.
 const SETTLED: Duration = Duration::from_millis(50);
+/// One that only has to live on is looked at so often at first, while others wait for it: the next one is
+/// soon started, and a look costs some tens of microseconds.
+const LOOK: Duration = Duration::from_millis(10);
+/// And so often at least, when it has much to do.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 /// Without another sign, a worker that lives so long is taken to serve.
 const ALIVE: Duration = Duration::from_secs(1);
 
@@ -110,6 +117,32 @@ impl Worker {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Whether it has done what it has to do at its start, as two looks in a row show, and counts as ready
+    /// for no other reason than that it lives on. Others wait for that, or it is not looked at.
+    #[must_use]
+    pub fn is_settled(&mut self, how: &Readiness, others_wait: bool, now: Instant) -> bool {
+        if !others_wait || self.look_at(how).is_none_or(|at| at > now) {
+            return false;
+        }
+        // Without /proc nobody can tell.
+        let works = at_work(self.child.pid()).unwrap_or(true);
+        let before = self.looked.replace((now, works));
+        !works && before.is_some_and(|(_, worked)| !worked)
+    }
+
+    /// When it is to be looked at, if others wait for it.
+    #[must_use]
+    pub fn look_at(&self, how: &Readiness) -> Option<Instant> {
+        let by_age = match how {
+            Readiness::Told(Ready::Alive(_)) => true,
+            Readiness::Found => !self.shown && !self.notified,
+            Readiness::Told(_) => false,
+        };
+        let last = self.looked.map_or(self.started, |(at, _)| at);
+        let age = last.saturating_duration_since(self.started);
+        by_age.then(|| last + (age / 4).clamp(LOOK, LONGEST_LOOK))
     }
 
     /// From when on it counts as ready; `None` while only an event can make it so.

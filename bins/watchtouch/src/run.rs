@@ -1224,6 +1224,11 @@ impl Watching {
     /// Waits for the reader of stderr only while something waits for it: one who is gone would wake us
     /// for ever.
     fn arm_err(&mut self) {
+        if self.err.descriptor().is_none() && self.err_armed {
+            // He is gone, and the descriptor itself may be there still.
+            self.err_armed = false;
+            self.events.remove(common::sys::standard(2));
+        }
         let wanted = self.err.wants_to_write();
         if let (Some(fd), true) = (self.err.descriptor(), wanted != self.err_armed) {
             self.err_armed = wanted;

@@ -10,6 +10,7 @@
 
 mod chart;
 mod machine;
+mod summary;
 mod table;
 
 use std::collections::BTreeSet;
@@ -191,8 +192,23 @@ fn main() -> ExitCode {
     );
     let versions = machine::versions(&root);
     fs::write(place.join("results.tsv"), table::tsv(&all, &heading)).unwrap();
-    let markdown = table::markdown(&all, &heading, &versions);
+    let mut markdown = table::markdown(&all, &heading, &versions);
+    let behind = summary::behind(&all);
+    if !behind.is_empty() {
+        markdown.push_str("\n### Where another one is better than ours\n\n");
+        for line in behind {
+            markdown.push_str(&format!("- {line}\n"));
+        }
+    }
     fs::write(place.join("results.md"), &markdown).unwrap();
+    // What README and the pages have is of one run, and whole.
+    if names.is_empty() && failed.is_empty() {
+        fs::write(place.join("summary.md"), summary::markdown(&all, &date)).unwrap();
+        for (tool, _) in summary::TOOLS {
+            let page = summary::page(&all, tool, &date);
+            fs::write(place.join(format!("{tool}.man")), page).unwrap();
+        }
+    }
     for (scenario, picture) in chart::draw(&all, &heading) {
         fs::write(place.join(format!("{scenario}.svg")), picture).unwrap();
     }

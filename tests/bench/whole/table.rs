@@ -1,6 +1,7 @@
 //! The results as text: TSV for programs, Markdown for people.
 
 use crate::Record;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// What each scenario is, in the order of the table.
@@ -151,11 +152,13 @@ pub fn markdown(all: &[Record], heading: &str, versions: &str) -> String {
                 );
             }
         }
-        let absent: Vec<String> = all
+        // A part may say so for each of its figures.
+        let absent: BTreeSet<String> = all
             .iter()
             .filter(|one| one.scenario == scenario && one.figure.is_empty())
             .map(|one| format!("{}: {}", one.subject, one.note))
             .collect();
+        let absent = Vec::from_iter(absent);
         if !absent.is_empty() {
             let _ = write!(text, "\n{}\n", absent.join("; "));
         }

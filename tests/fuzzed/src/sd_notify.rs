@@ -8,11 +8,15 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// One input.
 pub fn run(bytes: &[u8]) {
-    let socket = notify::Notify::open().unwrap();
+    let (events, now) = (
+        common::wait::Loop::new().unwrap(),
+        std::time::Instant::now(),
+    );
+    let mut socket = notify::Notify::open().unwrap();
     let address = SocketAddr::from_abstract_name(socket.name()).unwrap();
     let client = UnixDatagram::unbound().unwrap();
     client.send_to_addr(bytes, &address).unwrap();
-    let said = socket.next().unwrap();
+    let said = socket.next(&events, now).unwrap();
     assert_eq!(said.pid, std::process::id() as i32);
     let holds = |wanted: &[u8]| {
         bytes
@@ -27,5 +31,5 @@ pub fn run(bytes: &[u8]) {
             holds(b"WATCHDOG=trigger")
         );
     }
-    assert_eq!(socket.next(), None);
+    assert_eq!(socket.next(&events, now), None);
 }

@@ -7,6 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// A kept connection on which nothing was asked for so long is not used again. A server may close an idle one at
+/// any moment, also just when a request is on its way to it (RFC 9112, 9.3.1): node does after five seconds, and
+/// a worker that drains after two (idle in bins/spawnwork/src/node/drain.cjs; less with a shorter --stop-timeout).
+/// On a machine that is busy enough a client is kept from its next request for longer than that, and what fails
+/// then is in nobody's hands.
+const STALE: Duration = Duration::from_secs(1);
+
 /// What the clients do.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -161,6 +168,7 @@ fn client(
     let keep = number < options.keep_alive;
     let mut tally = Tally::default();
     let mut kept: Option<(Connection, String)> = None;
+    let mut last = Instant::now();
     let mut turn = number;
     while !over.load(Ordering::Relaxed) {
         if !pause.is_zero() && tally.requests > 0 {
@@ -170,8 +178,10 @@ fn client(
         turn += 1;
         let begun = Instant::now();
         tally.requests += 1;
+        kept = kept.filter(|_| last.elapsed() < STALE);
         let before = kept.as_ref().map(|(_, who)| who.clone());
         let result = one(options, path, keep, &mut kept);
+        last = Instant::now();
         if let (Err(kind), Some(who)) = (&result, before) {
             tally.broken.push((*kind, who));
         }

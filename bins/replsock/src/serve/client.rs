@@ -23,8 +23,15 @@ impl Watch {
         Watch { token, now: None }
     }
 
-    /// From now on.
-    pub fn want(&mut self, events: &Loop, fd: BorrowedFd<'_>, read: bool, write: bool) {
+    /// It is waited for, be it for a hang-up alone.
+    pub fn is_on(&self) -> bool {
+        self.now.is_some()
+    }
+
+    /// From now on. False: the kernel cannot (ENOMEM; ENOSPC by fs.epoll.max_user_watches), and nothing will be
+    /// heard of it.
+    #[must_use]
+    pub fn want(&mut self, events: &Loop, fd: BorrowedFd<'_>, read: bool, write: bool) -> bool {
         let wanted = match (read, write) {
             (true, true) => Some(Interest::Both),
             (true, false) => Some(Interest::Read),
@@ -32,13 +39,12 @@ impl Watch {
             (false, false) => None,
         };
         if self.now == wanted {
-            return;
+            return true;
         }
         match (self.now, wanted) {
-            // What cannot be watched (ENOMEM) is not heard of until the server looks after all of them.
             (None, Some(interest)) => {
                 if events.add(fd, self.token, interest).is_err() {
-                    return;
+                    return false;
                 }
             }
             (Some(_), Some(interest)) => events.set(fd, self.token, interest),
@@ -46,21 +52,24 @@ impl Watch {
             (None, None) => {}
         }
         self.now = wanted;
+        true
     }
 
-    /// Only a hang-up is waited for.
-    pub fn want_hang_up(&mut self, events: &Loop, fd: BorrowedFd<'_>) {
+    /// Only a hang-up is waited for. False as with [`Watch::want`].
+    #[must_use]
+    pub fn want_hang_up(&mut self, events: &Loop, fd: BorrowedFd<'_>) -> bool {
         if self.now == Some(Interest::Nothing) {
-            return;
+            return true;
         }
         if self.now.is_none() {
             if events.add(fd, self.token, Interest::Nothing).is_err() {
-                return;
+                return false;
             }
         } else {
             events.set(fd, self.token, Interest::Nothing);
         }
         self.now = Some(Interest::Nothing);
+        true
     }
 }
 

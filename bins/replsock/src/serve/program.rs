@@ -115,6 +115,8 @@ pub struct Program {
     pub recording: Option<Recording>,
     /// Of input or the terminal, output, errors, end.
     pub watches: [Watch; 4],
+    /// They could not all be waited for, and are tried again soon.
+    pub again: bool,
     /// When it began.
     pub since: Instant,
 }
@@ -217,6 +219,7 @@ impl Program {
             queries: Queries::default(),
             recording: None,
             watches: [watch(1), watch(2), watch(3), watch(4)],
+            again: false,
             since: Instant::now(),
         })
     }

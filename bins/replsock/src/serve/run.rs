@@ -219,9 +219,6 @@ impl Server {
                 message,
                 exit: Exit::Fault,
             })?;
-        if let Some(child) = &program.child {
-            program.watches[3].want(&self.events, child.as_fd(), true, false);
-        }
         self.record(at, &mut program, &console, "");
         let fields = [("pid", program.pid.into())];
         self.voice
@@ -301,7 +298,6 @@ impl Server {
             }
             Timer::Look => {
                 self.look();
-                self.watch_again();
                 self.at(now + LOOK, Timer::Look);
             }
             Timer::Stop => {}
@@ -425,23 +421,6 @@ impl Server {
         self.read_client(id);
     }
 
-    /// What could not be waited for (ENOMEM) can be now, or the next time. Nothing is done for all others.
-    fn watch_again(&mut self) {
-        let clients: Vec<u64> = self.clients.keys().copied().collect();
-        for id in clients {
-            self.adjust(id);
-        }
-        let programs: Vec<u64> = self.programs.keys().copied().collect();
-        for at in programs {
-            if let Some(program) = self.programs.get_mut(&at) {
-                if let (Some(child), None) = (&program.child, program.ended_at) {
-                    program.watches[3].want(&self.events, child.as_fd(), true, false);
-                }
-            }
-            self.adjust_program(at);
-        }
-    }
-
     fn look(&mut self) {
         let Some(listener) = &self.listener else {
             return;
@@ -476,9 +455,9 @@ impl Server {
         while let Some(received) = self.signals.next() {
             let command = self.shared.and_then(|at| self.programs.get(&at));
             match received.signal {
+                libc::SIGCHLD => self.reap_unheard(),
                 // About ourselves, our terminal, or our own writing.
-                libc::SIGCHLD
-                | libc::SIGPIPE
+                libc::SIGPIPE
                 | libc::SIGTSTP
                 | libc::SIGTTIN
                 | libc::SIGTTOU
@@ -494,6 +473,20 @@ impl Server {
                 libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => self.stop(),
                 _ => {}
             }
+        }
+    }
+
+    /// Commands whose end could not be waited for.
+    fn reap_unheard(&mut self) {
+        let unheard = |program: &Program| program.child.is_some() && !program.watches[3].is_on();
+        let ids: Vec<u64> = self
+            .programs
+            .iter()
+            .filter(|(_, program)| unheard(program))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.program_ended(id);
         }
     }
 
@@ -862,9 +855,6 @@ impl Server {
             Err(why) => return self.refuse(id, 125, &why),
         };
         client.program = Some(at);
-        if let Some(child) = &program.child {
-            program.watches[3].want(&self.events, child.as_fd(), true, false);
-        }
         let mut fields = self.voice.who(&client.visitor);
         fields.push(("pid", program.pid.into()));
         let mode = if program.on_terminal() { "pty" } else { "pipe" };
@@ -1031,6 +1021,14 @@ impl Server {
     }
 
     fn client_due(&mut self, id: u64, now: Instant) {
+        let unheard = |client: &Client| {
+            client.phase == Phase::Open
+                && matches!(client.speech, Speech::Unknown)
+                && !client.watch.is_on()
+        };
+        if self.clients.get(&id).is_some_and(unheard) {
+            self.read_client(id);
+        }
         let Some(client) = self.clients.get_mut(&id) else {
             return;
         };
@@ -1087,13 +1085,45 @@ impl Server {
             Phase::Over(_) => true,
         };
         let write = !client.out.is_empty();
-        if !read && !write {
-            client.watch.want_hang_up(&self.events, client.fd.as_fd());
+        let fd = client.fd.as_fd();
+        let heard = if !read && !write {
+            client.watch.want_hang_up(&self.events, fd)
         } else {
-            client
-                .watch
-                .want(&self.events, client.fd.as_fd(), read, write);
+            client.watch.want(&self.events, fd, read, write)
+        };
+        if !heard {
+            self.unheard(id);
         }
+    }
+
+    /// The kernel cannot wait for a client, or for its command: it is told so, and closed.
+    fn unheard(&mut self, id: u64) {
+        const WHY: &str = "the kernel is short of memory, or of epoll watches (fs.epoll.max_user_watches); try again";
+        let Some(client) = self.clients.get_mut(&id) else {
+            return;
+        };
+        if client.phase != Phase::Open {
+            // What it still sends is not waited for; unread, it would take from it what it has not read.
+            let _ = nix::unistd::read(&client.fd, &mut [0u8; 4096]);
+            return self.gone(id);
+        }
+        let first = client.refusal.is_none();
+        if first {
+            client.refusal = Some((125, WHY.to_owned()));
+            let mut fields = self.voice.who(&client.visitor);
+            fields.push(("status", 125.into()));
+            fields.push(("error", WHY.into()));
+            self.voice
+                .say(Level::Warning, events::CLIENT_REFUSED, &fields);
+        }
+        if matches!(client.speech, Speech::Unknown) {
+            // How to tell it is known when it has spoken, or is silent for a while.
+            if first {
+                self.at(Instant::now() + SILENCE, Timer::Client(id));
+            }
+            return;
+        }
+        self.refuse(id, 125, WHY);
     }
 
     // ---- commands ----
@@ -1254,7 +1284,7 @@ impl Server {
             return;
         };
         if let Some(child) = &program.child {
-            program.watches[3].want(&self.events, child.as_fd(), false, false);
+            let _ = program.watches[3].want(&self.events, child.as_fd(), false, false);
         }
         if program.reap(
             self.plan
@@ -1289,8 +1319,12 @@ impl Server {
                 }
             }
         }
+        let again = std::mem::take(&mut program.again);
         if program.ended_at.is_some_and(|ended| now >= ended + LINGER) {
             self.linger(at, now);
+        }
+        if again {
+            self.adjust_program(at);
         }
     }
 
@@ -1411,28 +1445,47 @@ impl Server {
             return;
         };
         let write = !program.pending.is_empty();
+        let [of_input, of_output, of_errors, of_child] = &mut program.watches;
+        let mut heard = true;
+        if let Some(child) = &program.child {
+            heard &= of_child.want(&self.events, child.as_fd(), true, false);
+        }
         match &program.ends {
             Ends::Pipes {
                 input,
                 output,
                 errors,
             } => {
-                let [of_input, of_output, of_errors, _] = &mut program.watches;
                 if let Some(fd) = input {
-                    of_input.want(&self.events, fd.as_fd(), false, write);
+                    heard &= of_input.want(&self.events, fd.as_fd(), false, write);
                 }
                 if let Some(fd) = output {
-                    of_output.want(&self.events, fd.as_fd(), listens, false);
+                    heard &= of_output.want(&self.events, fd.as_fd(), listens, false);
                 }
                 if let Some(fd) = errors {
-                    of_errors.want(&self.events, fd.as_fd(), listens, false);
+                    heard &= of_errors.want(&self.events, fd.as_fd(), listens, false);
                 }
             }
             Ends::Terminal { master, over, .. } => {
-                let [_, of_output, _, _] = &mut program.watches;
-                of_output.want(&self.events, master.as_fd(), listens && !over, write);
+                heard &= of_output.want(&self.events, master.as_fd(), listens && !over, write);
             }
             Ends::None => {}
+        }
+        match program.owner {
+            Some(_) if heard => {}
+            Some(owner) => {
+                let client = self.clients.get(&owner);
+                if client.is_some_and(|client| client.phase == Phase::Open) {
+                    self.unheard(owner);
+                }
+            }
+            // That of all is not ended for it: it is tried again.
+            None if heard => program.again = false,
+            None if program.again => {}
+            None => {
+                program.again = true;
+                self.at(Instant::now() + NO_DESCRIPTORS, Timer::Program(at));
+            }
         }
     }
 }

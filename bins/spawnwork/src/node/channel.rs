@@ -6,6 +6,7 @@
 use super::message::{self, Garbage, Message};
 use crate::state::{Hex, Open, Taken};
 use common::sys;
+use common::wait::{Interest, Loop, Rest};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
     sendmsg, socketpair,
@@ -15,6 +16,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// The longest message that a worker may send, in bytes.
 pub const LONGEST: usize = 1 << 20;
@@ -47,6 +49,19 @@ impl Ended {
     }
 }
 
+/// How long a worker's channel is left alone when the kernel is short of memory for it, or has too many
+/// descriptors under way: neither tells when it is over.
+const REST: Duration = Duration::from_millis(50);
+
+/// How far it went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Went {
+    /// As far as the other end takes it.
+    On,
+    /// The kernel could not, for now: again a moment later.
+    Short,
+}
+
 #[derive(Debug)]
 struct Waiting {
     bytes: Vec<u8>,
@@ -71,6 +86,7 @@ pub struct Channel {
     output: VecDeque<Waiting>,
     waiting: usize,
     seq: u64,
+    rest: Rest,
 }
 
 /// A channel and the end that the worker gets.
@@ -101,6 +117,7 @@ impl Channel {
             output: VecDeque::new(),
             waiting: 0,
             seq: 0,
+            rest: Rest::default(),
         })
     }
 
@@ -130,6 +147,7 @@ impl Channel {
             output: VecDeque::new(),
             waiting: 0,
             seq: saved.seq,
+            rest: Rest::default(),
         };
         for (bytes, handle) in saved.output {
             let bytes = bytes.bytes();
@@ -159,11 +177,44 @@ impl Channel {
         !self.output.is_empty()
     }
 
+    /// What is to be waited for.
+    #[must_use]
+    pub fn interest(&self) -> Interest {
+        if self.wants_to_write() {
+            Interest::Both
+        } else {
+            Interest::Read
+        }
+    }
+
+    /// It is left alone for a moment.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.rest.is_on()
+    }
+
+    /// From now on it is.
+    pub fn rest(&mut self, events: &Loop, now: Instant) {
+        self.rest.begin(events, &self.fd, REST, now);
+    }
+
+    /// It is waited for again, if the moment is over.
+    pub fn wake_if_due(&mut self, events: &Loop, token: u64, now: Instant) {
+        let interest = self.interest();
+        self.rest.end_if_due(events, &self.fd, token, interest, now);
+    }
+
+    /// When it is.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.rest.deadline()
+    }
+
     /// Reads what is there, at most 256 KiB, so that one worker cannot hold the loop.
     ///
     /// # Errors
     /// The channel is at its end; the messages read before it are in `messages`.
-    pub fn receive(&mut self, messages: &mut Vec<Message>) -> Result<(), Ended> {
+    pub fn receive(&mut self, messages: &mut Vec<Message>) -> Result<Went, Ended> {
         let mut buffer = [0u8; 16 << 10];
         for _ in 0..16 {
             let mut space = nix::cmsg_space!([i32; 16]);
@@ -185,7 +236,8 @@ impl Channel {
                     received.bytes
                 }
                 Err(nix::Error::EINTR) => continue,
-                Err(nix::Error::EAGAIN) => return Ok(()),
+                Err(nix::Error::EAGAIN) => return Ok(Went::On),
+                Err(nix::Error::ENOMEM | nix::Error::ENOBUFS) => return Ok(Went::Short),
                 Err(_) => return Err(Ended::Closed),
             };
             if count == 0 {
@@ -193,10 +245,10 @@ impl Channel {
             }
             self.split(&buffer[..count], messages)?;
             if count < buffer.len() {
-                return Ok(());
+                return Ok(Went::On);
             }
         }
-        Ok(())
+        Ok(Went::On)
     }
 
     fn split(&mut self, mut bytes: &[u8], messages: &mut Vec<Message>) -> Result<(), Ended> {
@@ -225,7 +277,7 @@ impl Channel {
     ///
     /// # Errors
     /// The channel is at its end.
-    pub fn send(&mut self, message: String, handle: Option<Rc<OwnedFd>>) -> Result<(), Ended> {
+    pub fn send(&mut self, message: String, handle: Option<Rc<OwnedFd>>) -> Result<Went, Ended> {
         self.waiting += message.len();
         self.output.push_back(Waiting {
             bytes: message.into_bytes(),
@@ -235,6 +287,9 @@ impl Channel {
         if self.waiting > MOST_WAITING {
             return Err(Ended::NotRead);
         }
+        if self.rest.is_on() {
+            return Ok(Went::On);
+        }
         self.flush()
     }
 
@@ -242,7 +297,7 @@ impl Channel {
     ///
     /// # Errors
     /// The channel is at its end.
-    pub fn flush(&mut self) -> Result<(), Ended> {
+    pub fn flush(&mut self) -> Result<Went, Ended> {
         while let Some(front) = self.output.front_mut() {
             let slices = [IoSlice::new(&front.bytes[front.sent..])];
             let fds = front.handle.as_ref().map(|handle| [handle.as_raw_fd()]);
@@ -264,14 +319,16 @@ impl Channel {
                     }
                 }
                 Err(nix::Error::EINTR) => {}
-                // ETOOMANYREFS: too many descriptors are under way (unix(7)); later, as with EAGAIN.
-                Err(nix::Error::EAGAIN | nix::Error::ETOOMANYREFS | nix::Error::ENOBUFS) => {
-                    return Ok(());
+                Err(nix::Error::EAGAIN) => return Ok(Went::On),
+                // Too many descriptors are under way (unix(7)), or there is no memory. The socket has room,
+                // so that to wait for it would be to try again at once.
+                Err(nix::Error::ETOOMANYREFS | nix::Error::ENOBUFS | nix::Error::ENOMEM) => {
+                    return Ok(Went::Short);
                 }
                 Err(_) => return Err(Ended::Closed),
             }
         }
-        Ok(())
+        Ok(Went::On)
     }
 }
 
@@ -316,7 +373,7 @@ mod tests {
         let mut theirs = UnixStream::from(theirs);
         theirs.set_nonblocking(true).unwrap();
         let mut messages = Vec::new();
-        let mut result = Ok(());
+        let mut result = Ok(Went::On);
         for _ in 0..300 {
             let _ = theirs.write(&[b'x'; 8192]);
             result = channel.receive(&mut messages);

@@ -4,6 +4,7 @@
 
 use common::error::{Doing, Error, Result};
 use common::exit::Exit;
+use common::wait::{Interest, Loop, Rest};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
@@ -13,6 +14,10 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::time::Instant;
+
+/// So many that cannot be let in are turned away before others have their turn.
+const MOST_AT_ONCE: usize = 64;
 
 /// Names the rendezvous and the worker: `NAME:ID`.
 pub const VARIABLE: &str = "SPAWNWORK_SHIM";
@@ -31,6 +36,7 @@ pub struct Rendezvous {
     name: String,
     /// Given up for a moment when no descriptor is left, so that a script can be turned away.
     spare: Option<File>,
+    rest: Rest,
 }
 
 impl Rendezvous {
@@ -63,7 +69,12 @@ impl Rendezvous {
     #[must_use]
     pub fn again(fd: OwnedFd, name: String) -> Rendezvous {
         let spare = common::control::spare();
-        Rendezvous { fd, name, spare }
+        Rendezvous {
+            fd,
+            name,
+            spare,
+            rest: Rest::default(),
+        }
     }
 
     /// Its abstract name.
@@ -78,27 +89,54 @@ impl Rendezvous {
         format!("{}:{worker}", self.name)
     }
 
-    /// The next shim: its connection, and the pid of the script. `None` when there is no further one.
+    /// The next shim: its connection, and the pid of the script. `None` when there is no further one, or the
+    /// kernel cannot let it in: then nobody is waited for, for a moment.
     #[must_use]
-    pub fn accept(&mut self) -> Option<(OwnedFd, i32)> {
+    pub fn accept(&mut self, events: &Loop, now: Instant) -> Option<(OwnedFd, i32)> {
         self.spare = self.spare.take().or_else(common::control::spare);
+        let door = self.fd.as_raw_fd();
         let next = || {
-            let fd = accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+            let fd = accept4(door, SockFlag::SOCK_CLOEXEC)?;
             common::sys::adopt(fd).ok_or(nix::Error::EBADF)
         };
-        let fd = match next() {
-            Ok(fd) => fd,
-            Err(nix::Error::EMFILE | nix::Error::ENFILE) => {
-                // Left in the queue it would wake us for ever. Its worker fails, and another one is started.
-                self.spare = None;
-                drop(next());
-                self.spare = common::control::spare();
-                return None;
+        for _ in 0..MOST_AT_ONCE {
+            let fd = match next() {
+                Ok(fd) => fd,
+                Err(nix::Error::EINTR | nix::Error::ECONNABORTED) => continue,
+                Err(nix::Error::EAGAIN) => return None,
+                Err(nix::Error::EMFILE | nix::Error::ENFILE) if self.spare.take().is_some() => {
+                    // Left in the queue it would wake us for ever. Its worker fails, and another one is started.
+                    let turned_away = next();
+                    self.spare = common::control::spare();
+                    match turned_away {
+                        Ok(fd) => drop(fd),
+                        Err(nix::Error::EAGAIN) => return None,
+                        Err(_) => break,
+                    }
+                    continue;
+                }
+                Err(_) => break,
+            };
+            // Nobody without credentials can be told from a stranger.
+            if let Ok(peer) = getsockopt(&fd, sockopt::PeerCredentials) {
+                return Some((fd, peer.pid()));
             }
-            Err(_) => return None,
-        };
-        let peer = getsockopt(&fd, sockopt::PeerCredentials).ok()?;
-        Some((fd, peer.pid()))
+        }
+        self.rest
+            .begin(events, &self.fd, common::control::SHUT, now);
+        None
+    }
+
+    /// Waits for them again, if the moment is over.
+    pub fn wake_if_due(&mut self, events: &Loop, token: u64, now: Instant) {
+        self.rest
+            .end_if_due(events, &self.fd, token, Interest::Read, now);
+    }
+
+    /// When it is.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.rest.deadline()
     }
 }
 

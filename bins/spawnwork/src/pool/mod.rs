@@ -163,6 +163,8 @@ pub struct Member {
     pub aborted: bool,
     /// It was not ready in time.
     pub late: bool,
+    /// It has started, and only has to live on until it counts as ready.
+    pub settled: bool,
 }
 
 impl Member {
@@ -456,6 +458,14 @@ impl Pool {
         self.members.get(&id).map(|member| member.state)
     }
 
+    /// It is there, and has something to do yet before it serves.
+    #[must_use]
+    pub fn starts(&self, id: u64) -> bool {
+        self.members
+            .get(&id)
+            .is_some_and(|member| member.state == State::Starting && !member.settled)
+    }
+
     /// It is there, and has not been told to go.
     #[must_use]
     pub fn stays(&self, id: u64) -> bool {
@@ -526,6 +536,7 @@ impl Pool {
             .values()
             .filter(|member| {
                 member.state == State::Starting
+                    && !member.settled
                     && now.saturating_duration_since(member.started) < STAGGER
             })
             .count()
@@ -546,6 +557,42 @@ impl Pool {
             .map(|member| member.started + STAGGER)
             .filter(|at| *at > now)
             .min()
+    }
+
+    /// Whether the next worker waits for nothing but those that start, so that it is worth a look whether
+    /// one of them has [`Pool::settled`].
+    #[must_use]
+    pub fn waits_for_starts(&self, now: Instant) -> bool {
+        let full = self.starting_now(now) >= self.policy.parallel.max(1);
+        let reload = match &self.phase {
+            Phase::Reloading(reloading) => {
+                !reloading.checking && reloading.steps.waits_for_starts()
+            }
+            Phase::Initial | Phase::Running | Phase::Stopping(_) => false,
+        };
+        reload || (full && !self.line.is_empty() && self.first_may_start())
+    }
+
+    /// A worker that starts does nothing more, and only has to live on until it counts as ready: the next
+    /// one takes nothing from it.
+    pub fn settled(&mut self, id: u64) {
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
+        if member.state != State::Starting {
+            return;
+        }
+        member.settled = true;
+        let slot = member.slot;
+        let is_next = self
+            .slots
+            .get(slot)
+            .is_some_and(|slot| slot.next == Some(id));
+        if let Phase::Reloading(reloading) = &mut self.phase {
+            if is_next && !self.recycling.replaces(slot) {
+                reloading.steps.settled(slot);
+            }
+        }
     }
 
     /// Workers that count against two for each slot: all but those that finish for their clients, and
@@ -685,6 +732,7 @@ impl Pool {
             held: beginning == Beginning::Held,
             aborted: false,
             late: false,
+            settled: false,
         };
         self.members.insert(id, member);
         self.give(Effect::Start {

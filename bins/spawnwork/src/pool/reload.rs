@@ -16,6 +16,8 @@ enum Progress {
     Emptying,
     /// Its new worker starts.
     Starting,
+    /// Its new worker has started, and only has to live on until it counts as ready.
+    Settled,
     /// Its new worker serves since then: on probation.
     Ready(Instant),
     /// Its new worker has lived long enough.
@@ -147,7 +149,11 @@ impl Reload {
         let mut beside = self.count(|slot| {
             matches!(
                 slot,
-                Progress::Starting | Progress::Ready(_) | Progress::Proven | Progress::Emptying
+                Progress::Starting
+                    | Progress::Settled
+                    | Progress::Ready(_)
+                    | Progress::Proven
+                    | Progress::Emptying
             )
         });
         let mut starting = self.count(|slot| *slot == Progress::Starting);
@@ -193,9 +199,26 @@ impl Reload {
 
     /// The new worker of `slot` serves.
     pub fn ready(&mut self, slot: usize, now: Instant) {
-        if let Some(progress @ Progress::Starting) = self.slots.get_mut(slot) {
+        if let Some(progress @ (Progress::Starting | Progress::Settled)) = self.slots.get_mut(slot)
+        {
             *progress = Progress::Ready(now);
         }
+    }
+
+    /// The new worker of `slot` does nothing more, and only has to live on until it counts as ready: the
+    /// next one may start.
+    pub fn settled(&mut self, slot: usize) {
+        if let Some(progress @ Progress::Starting) = self.slots.get_mut(slot) {
+            *progress = Progress::Settled;
+        }
+    }
+
+    /// Whether the next new worker waits for nothing but those that start.
+    #[must_use]
+    pub fn waits_for_starts(&self) -> bool {
+        (self.canary.is_none() || self.canary_proven)
+            && self.slots.contains(&Progress::Old)
+            && self.count(|slot| *slot == Progress::Starting) >= self.rules.parallel.max(1)
     }
 
     /// The new worker of `slot` will end, although it was ready.
@@ -272,6 +295,7 @@ impl Reload {
                 Progress::Old
                 | Progress::Emptying
                 | Progress::Starting
+                | Progress::Settled
                 | Progress::Proven
                 | Progress::Switched => None,
             })
@@ -363,6 +387,32 @@ mod tests {
         assert_eq!(reload.advance(now + Duration::from_secs(61), 99), []);
         let steps = reload.advance(now + Duration::from_secs(63), 99);
         assert_eq!(steps, [Step::Switch(0), Step::Commit]);
+    }
+
+    #[test]
+    fn one_that_only_has_to_live_on_makes_place_for_the_next() {
+        let now = Instant::now();
+        let mut reload = Reload::new(4, rules(3, 1));
+        assert_eq!(reload.advance(now, 99), [Step::Start(0)]);
+        // The canary is proven by its probation, not by that.
+        reload.settled(0);
+        assert!(!reload.waits_for_starts());
+        assert_eq!(reload.advance(now, 99), []);
+        reload.ready(0, now);
+        let now = now + Duration::from_secs(3);
+        assert_eq!(reload.advance(now, 99), [Step::Switch(0), Step::Start(1)]);
+        assert!(reload.waits_for_starts());
+        reload.settled(1);
+        assert!(!reload.waits_for_starts());
+        assert_eq!(reload.advance(now, 99), [Step::Start(2)]);
+        reload.settled(2);
+        // Nor are there ever more beside the old ones than the surge allows.
+        assert_eq!(reload.advance(now, 99), [Step::Start(3)]);
+        reload.settled(3);
+        assert_eq!(reload.advance(now, 99), []);
+        assert_eq!(reload.ready_count(), 1);
+        reload.ready(1, now);
+        assert_eq!(reload.deadline(), Some(now + Duration::from_secs(3)));
     }
 
     #[test]

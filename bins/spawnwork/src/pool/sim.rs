@@ -37,6 +37,7 @@ enum Manners {
 struct Process {
     manners: Manners,
     rss: u64,
+    settles_at: Option<Instant>,
     ready_at: Option<Instant>,
     late_at: Option<Instant>,
     ends_at: Option<(Instant, End)>,
@@ -130,6 +131,10 @@ impl World {
                     };
                     self.call(true, |pool| pool.ended(id, ended, now));
                     quiet = false;
+                } else if process.settles_at.is_some_and(|at| at <= now) {
+                    process.settles_at = None;
+                    self.call(false, |pool| pool.settled(id));
+                    quiet = false;
                 } else if process.ready_at.is_some_and(|at| at <= now) {
                     process.ready_at = None;
                     process.late_at = None;
@@ -215,6 +220,8 @@ impl World {
                 let process = Process {
                     manners,
                     rss: 10,
+                    // Some only have to live on, after a while.
+                    settles_at: (self.count % 2 == 0).then(|| self.now + ms(300)),
                     ready_at,
                     late_at: Some(self.now + READY_TIMEOUT),
                     ends_at,
@@ -393,7 +400,7 @@ impl World {
     fn next_event(&self) -> Option<Instant> {
         let processes = self.processes.values().flat_map(|process| {
             let ends = process.ends_at.map(|(at, _)| at);
-            [ends, process.ready_at, process.late_at]
+            [ends, process.settles_at, process.ready_at, process.late_at]
         });
         let due = processes.flatten().min();
         let pool = [self.pool.deadline(self.now), self.pool.recycle_deadline()];
