@@ -33,8 +33,14 @@ COMPLETIONS = $(foreach tool,$(TOOLS),bash-completion/completions/$(tool) zsh/si
 SHAREDIR = $(DESTDIR)$(PREFIX)/share
 EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
+# Modules of common, and tests of such as have others too, that ask the system for nothing that Miri does not have.
+# Without proptest's own cases, which take it minutes each to make up.
+PURE = ask:: cgroup::tests::where cgroup::tests::whose child::tests::a_command cli:: control::tests::last error:: event:: exit:: lines:: limiter:: time:: \
+	--skip whatever --skip any_cut --skip jitter
+COMMA = ,
+
 .DEFAULT_GOAL = all
-.PHONY: all test check man install uninstall dist deb demo soak-logs soak systemd audit bench clean help cargo
+.PHONY: all test check man install uninstall dist deb demo soak-logs soak fuzz miri systemd audit bench clean help cargo
 
 all: cargo ## build the programs, optimised, into target/release
 	$(CARGO) build --release $(TOOLS:%=--package %)
@@ -89,6 +95,16 @@ soak-logs: ## logreopen for hours: 10^8 lines over 1,000 rotations by the real l
 soak: cargo ## the whole chain under load for HOURS (1; 0.033 is two minutes), with random faults (SEED repeats them)
 	tests/setup.sh
 	SOAK_HOURS="$(or $(HOURS),1)" SOAK_SEED="$(or $(SEED),$(shell date +%s))" $(CARGO) test --release --package spawnwork --test soak -- --nocapture
+
+fuzz: cargo ## random bytes where others' come in, for MINUTES (10) at each of the targets, or for those of ONLY=proc,events (cargo-fuzz)
+	@command -v cargo-fuzz >/dev/null 2>&1 || { echo "make: NOT CHECKED: anything: cargo-fuzz is missing (cargo install --locked cargo-fuzz, and rustup toolchain install nightly)" >&2; exit 2; }
+	@for target in $(or $(subst $(COMMA), ,$(ONLY)),$(basename $(notdir $(wildcard tests/fuzz/fuzz_targets/*.rs)))); do \
+		$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $$target -- -max_total_time=$$(( $(or $(MINUTES),10) * 60 )) -timeout=20 -print_final_stats=1 || exit; done
+
+miri: cargo ## every access to memory looked at, in the tests that ask the system for nothing, with a part of each corpus of tests/fuzz
+	@$(CARGO) +nightly miri --version >/dev/null 2>&1 || { echo "make: NOT CHECKED: anything: Miri is missing (rustup toolchain install nightly --component miri,rust-src)" >&2; exit 2; }
+	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --package common --lib -- $(PURE)
+	MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --package fuzzed --test fuzz_replay
 
 audit: cargo ## licences, duplicates, sources and known faults of all dependencies (cargo-deny)
 	@command -v cargo-deny >/dev/null 2>&1 || { echo "make: NOT CHECKED: anything: cargo-deny is missing (cargo install --locked cargo-deny)" >&2; exit 2; }

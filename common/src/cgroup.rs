@@ -151,12 +151,15 @@ pub fn mounts(text: &str) -> Vec<Mount> {
     text.lines().filter_map(mount).collect()
 }
 
-/// Blanks and the like are written as three octal digits.
-fn unescaped(text: &str) -> PathBuf {
+/// A path of /proc/self/mountinfo: blanks and the like are written as three octal digits there.
+#[must_use]
+pub fn unescaped(text: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
-        let digits = after.get(..3).filter(|_| *first == b'\\');
+        let digits = after
+            .get(..3)
+            .filter(|digits| *first == b'\\' && digits.iter().all(u8::is_ascii_digit));
         let byte = digits
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 8).ok());

@@ -441,7 +441,7 @@ impl LastLines {
         let mut newest: Vec<String> = body
             .rsplit(|byte| *byte == b'\n')
             .take(self.count)
-            .map(|line| String::from_utf8_lossy(&line[..line.len().min(self.width)]).into_owned())
+            .map(|line| shortened(line, self.width))
             .collect();
         while let Some(line) = newest.pop() {
             if self.lines.len() == self.count {
@@ -455,6 +455,20 @@ impl LastLines {
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().map(String::as_str)
     }
+}
+
+/// The beginning of a line as text, of at most `width` bytes. What is no text is longer as text, and a letter is
+/// taken whole or not at all.
+fn shortened(line: &[u8], width: usize) -> String {
+    // A letter has four bytes at most.
+    let beginning = &line[..line.len().min(width.saturating_add(3))];
+    let mut text = String::from_utf8_lossy(beginning).into_owned();
+    let mut end = text.len().min(width);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
 }
 
 /// How long to wait before the next read, so that a stream of short writes does not cost a wake-up
@@ -625,6 +639,12 @@ mod tests {
         last.push(b"1\n2\n3\n4444444\n");
         last.push(b"5\n");
         assert_eq!(last.lines().collect::<Vec<_>>(), ["3", "4444", "5"]);
+        last.push("\u{e4}\u{e4}\u{e4}\n\u{20ac}\u{20ac}\n".as_bytes());
+        last.push(b"\xff\xff\xff\xff\n");
+        assert_eq!(
+            last.lines().collect::<Vec<_>>(),
+            ["\u{e4}\u{e4}", "\u{20ac}", "\u{fffd}"]
+        );
     }
 
     #[test]

@@ -613,8 +613,10 @@ fn unix_holder(path: &Path) -> Option<(i32, String)> {
     Some((peer.pid(), command_of(peer.pid())))
 }
 
-/// proc_net_tcp: local address in hex in the second column, state 0A (LISTEN), inode in the tenth.
-fn listener_inode(table: &str, port: u16) -> Option<u64> {
+/// Whose socket listens on a port. proc_net_tcp: local address in hex in the second column, state 0A (LISTEN),
+/// inode in the tenth.
+#[must_use]
+pub fn listener_inode(table: &str, port: u16) -> Option<u64> {
     let ending = format!(":{port:04X}");
     table.lines().skip(1).find_map(|line| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();

@@ -143,19 +143,25 @@ pub fn pid_in(path: &Path) -> Result<i32, String> {
         .map_err(|_| format!("{}: no pid stands there", path.display()))
 }
 
-/// The first bytes of a file that holds a number.
+/// The line with the number is never longer, in bytes.
+const LONGEST: usize = 64;
+
+/// The first line of a file that holds a number; nothing where that is too long, for a number that is cut short
+/// is another one. What stands behind it, as in PostgreSQL's, is not looked at, and need not be text.
 fn read_start(path: &Path) -> io::Result<String> {
     use std::io::Read;
     use std::os::unix::fs::OpenOptionsExt;
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     // A fifo must not hold us up, nor a file that never ends.
     std::fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?
-        .take(64)
-        .read_to_string(&mut text)?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
+        .take(LONGEST as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    let line = bytes.split(|byte| *byte == b'\n').next();
+    let line = line.filter(|line| line.len() <= LONGEST);
+    Ok(String::from_utf8_lossy(line.unwrap_or_default()).into_owned())
 }
 
 /// The pids of a process's children, of all its threads (proc_pid_task_children(5)); where the kernel does
@@ -222,6 +228,11 @@ mod tests {
         }
         std::fs::write(&file, format!(" {own}\n")).unwrap();
         assert_eq!(Watched::find(&name).unwrap().pid(), own);
+        // Lines behind it may hold anything; a number beyond what is read is none, not the half of one.
+        std::fs::write(&file, [format!("{own}\n").as_bytes(), &[0xc3; 80]].concat()).unwrap();
+        assert_eq!(pid_in(&file), Ok(own));
+        std::fs::write(&file, format!("{}{own}", " ".repeat(62))).unwrap();
+        assert!(pid_in(&file).unwrap_err().contains("no pid"));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

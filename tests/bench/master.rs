@@ -174,7 +174,7 @@ pub const MASTERS: [Master; 21] = [
         ..BASE
     },
     Master {
-        name: "fork+exec in C, node",
+        name: "bare fork+exec in C, node",
         start: "exec $supervise 2 node app.js",
         needs: "test -x $supervise",
         takes: RESPAWN,
@@ -231,7 +231,7 @@ pub const MASTERS: [Master; 21] = [
         ..BASE
     },
     Master {
-        name: "fork+exec in C, python",
+        name: "bare fork+exec in C, python",
         app: App::Server,
         // The socket at 3, as spawnwork hands it down.
         start: "exec $python -c 'import os, socket, sys; s = socket.create_server((\"127.0.0.1\", int(sys.argv[1]))); os.dup2(s.fileno(), 3); os.set_inheritable(3, True); os.execv(sys.argv[2], sys.argv[2:])' $PORT $supervise 2 $python app.py",
@@ -258,7 +258,7 @@ pub const MASTERS: [Master; 21] = [
         ..BASE
     },
     Master {
-        name: "fork+exec in C",
+        name: "bare fork+exec in C",
         app: App::Small,
         start: "exec $supervise $count $small",
         needs: "test -x $supervise",
@@ -426,6 +426,9 @@ pub fn text(app: App, version: &str, how: &str) -> String {
 pub struct Seen {
     pub requests: u64,
     pub failed: u64,
+    /// Those of all that were made over a connection which is kept, if the server keeps it.
+    pub over_kept: u64,
+    pub failed_over_kept: u64,
     pub versions: BTreeMap<String, u64>,
 }
 
@@ -458,10 +461,15 @@ pub fn watch(port: u16, over: &AtomicBool) -> Seen {
         for keep in [false, true] {
             let mut none = None;
             let slot = if keep { &mut kept } else { &mut none };
+            let over_kept = u64::from(slot.is_some());
             seen.requests += 1;
+            seen.over_kept += over_kept;
             match ask(port, slot, keep) {
                 Some(version) => *seen.versions.entry(version).or_default() += 1,
-                None => seen.failed += 1,
+                None => {
+                    seen.failed += 1;
+                    seen.failed_over_kept += over_kept;
+                }
             }
         }
         std::thread::sleep(PAUSE);
@@ -719,13 +727,20 @@ impl<'a> Running<'a> {
         Ok(running)
     }
 
-    /// With a short patience for workers that do not come up.
+    /// With a short patience for workers that do not come up. The first ones may need more on a busy machine: once more,
+    /// then.
     pub fn start_for_deploys(master: &'a Master) -> Outcome<Running<'a>> {
-        let mut running = Running::new(master);
-        running.ready = 3;
-        running.launch()?;
-        running.settle()?;
-        Ok(running)
+        let mut tries = 0;
+        loop {
+            let mut running = Running::new(master);
+            running.ready = 3;
+            tries += 1;
+            match running.launch().and_then(|()| running.settle()) {
+                Ok(()) => return Ok(running),
+                Err(why) if tries == 3 => return Err(why),
+                Err(_) => {}
+            }
+        }
     }
 
     pub fn deploy(&self, version: &str, how: &str) {
@@ -794,6 +809,7 @@ impl<'a> Running<'a> {
         {
             return Err(self.because("its configuration could not be made"));
         }
+        let _ = fs::remove_file(self.dir.path().join("pid"));
         let child = self.shell(self.master.start).spawn();
         let child = child.map_err(|why| format!("could not start: {why}"))?;
         self.pid = child.id() as i32;

@@ -13,7 +13,7 @@ mod master;
 mod proc;
 mod report;
 
-use master::{Running, less, outcome, progress};
+use master::{Running, Seen, less, note, outcome, progress};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::process::ExitCode;
@@ -45,7 +45,7 @@ fn starts() {
         }
     }
     for (master, took) in masters.iter().zip(&all) {
-        let name = format!("{}: to the first answer", master.app.name());
+        let name = format!("to the first answer, {}", master.app.name());
         less("start", &name, "ms", master.name, took);
     }
 }
@@ -64,8 +64,9 @@ fn kill_one(running: &Running<'_>, last: &mut i32) {
     }
 }
 
-/// Failed requests of a thousand, in one round of kills.
-fn kills(running: &Running<'_>) -> f64 {
+/// Failed requests of a thousand in one round of kills: over new connections, and over those that a worker had kept,
+/// if there are such.
+fn kills(running: &Running<'_>) -> (f64, Option<f64>) {
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -80,9 +81,14 @@ fn kills(running: &Running<'_>) -> f64 {
     }
     over.store(true, Ordering::Relaxed);
     let seen: Vec<_> = clients.into_iter().map(|one| one.join().unwrap()).collect();
-    let failed: u64 = seen.iter().map(|one| one.failed).sum();
-    let requests: u64 = seen.iter().map(|one| one.requests).sum();
-    failed as f64 * 1000.0 / requests as f64
+    let sum = |of: fn(&Seen) -> u64| seen.iter().map(of).sum::<u64>();
+    let of_thousand = |failed: u64, all: u64| failed as f64 * 1000.0 / all.max(1) as f64;
+    let (failed, all) = (sum(|one| one.failed), sum(|one| one.requests));
+    let (failed_kept, kept) = (sum(|one| one.failed_over_kept), sum(|one| one.over_kept));
+    (
+        of_thousand(failed - failed_kept, all - kept),
+        (kept > 0).then(|| of_thousand(failed_kept, kept)),
+    )
 }
 
 fn crash() {
@@ -90,18 +96,33 @@ fn crash() {
     for master in master::of("crash") {
         progress(&format!("crash: {} starts", master.name));
         let running = outcome("crash", master, Running::start(master));
-        all.extend(running.map(|running| (running, Vec::new())));
+        all.extend(running.map(|running| (running, Vec::new(), Vec::new())));
     }
     for round in 1..=ROUNDS {
         progress(&format!("crash, round {round} of {ROUNDS}"));
-        for (running, failed) in &mut all {
-            failed.push(kills(running));
+        // Two at a time: they wait more than they work.
+        for pair in all.chunks_mut(2) {
+            std::thread::scope(|scope| {
+                for (running, fresh, kept) in pair {
+                    scope.spawn(move || {
+                        let (failed, failed_kept) = kills(running);
+                        fresh.push(failed);
+                        kept.extend(failed_kept);
+                    });
+                }
+            });
         }
     }
-    for (running, failed) in &all {
+    for (running, fresh, kept) in &all {
         let master = running.master;
-        let name = format!("{}: failed requests of a thousand", master.app.name());
-        less("crash", &name, "", master.name, failed);
+        let app = master.app.name();
+        let name = format!("failed of a thousand, new connections, {app}");
+        less("crash", &name, "", master.name, fresh);
+        let name = format!("failed of a thousand, kept connections, {app}");
+        less("crash", &name, "", master.name, kept);
+        if kept.is_empty() {
+            note("crash", master.name, "keeps no connection alive");
+        }
     }
 }
 

@@ -139,36 +139,45 @@ pub fn sample(pid: i32, tick: Duration) -> Option<Sample> {
     let main = match run.as_deref().and_then(schedstat) {
         Some(main) => main,
         // A kernel without CONFIG_SCHED_INFO.
-        None => tick * ticks(&std::fs::read(format!("/proc/{pid}/task/{pid}/stat")).ok()?)?,
+        None => {
+            let stat = std::fs::read(format!("/proc/{pid}/task/{pid}/stat")).ok()?;
+            times(tick, ticks(&stat)?)
+        }
     };
     Some(Sample {
         at,
         main,
-        all: tick * all,
+        all: times(tick, all),
         voluntary: number_after(&status, "voluntary_ctxt_switches:")?,
         calls: io.and_then(|io| Some((number_after(&io, "syscr:")?, number_after(&io, "syscw:")?))),
     })
 }
 
+/// So many ticks: many threads have more than 2^32 of them (16 months of one processor) within weeks.
+fn times(tick: Duration, count: u64) -> Duration {
+    let tick = u64::try_from(tick.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(tick.saturating_mul(count))
+}
+
 /// utime and stime of proc_pid_stat(5), the 14th and 15th field.
-fn ticks(stat: &[u8]) -> Option<u32> {
+pub(crate) fn ticks(stat: &[u8]) -> Option<u64> {
     let close = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
     let mut words = rest.split_ascii_whitespace();
     let user: u64 = words.nth(11)?.parse().ok()?;
     let system: u64 = words.next()?.parse().ok()?;
-    u32::try_from(user + system).ok()
+    Some(user.saturating_add(system))
 }
 
 /// Nanoseconds on the processor and on its queue (sched-stats.rst of the kernel).
-fn schedstat(text: &str) -> Option<Duration> {
+pub(crate) fn schedstat(text: &str) -> Option<Duration> {
     let mut words = text.split_ascii_whitespace();
     let run: u64 = words.next()?.parse().ok()?;
     let wait: u64 = words.next()?.parse().ok()?;
     Some(Duration::from_nanos(run.saturating_add(wait)))
 }
 
-fn number_after(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn number_after(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_ascii_whitespace().next()?.parse().ok()
 }
@@ -176,8 +185,14 @@ fn number_after(text: &str, name: &str) -> Option<u64> {
 /// Memory that is the process's own, in bytes: without files that are mapped, which the kernel can drop.
 fn own_memory(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let kb = number_after(&status, "RssAnon:")? + number_after(&status, "RssShmem:")?;
-    Some(kb * 1024)
+    memory_in(&status)
+}
+
+/// The same, by the text of /proc/PID/status.
+pub(crate) fn memory_in(status: &str) -> Option<u64> {
+    let anonymous = number_after(status, "RssAnon:")?;
+    let kb = anonymous.saturating_add(number_after(status, "RssShmem:")?);
+    Some(kb.saturating_mul(1024))
 }
 
 /// Open descriptors, and the soft limit of them.
@@ -199,17 +214,22 @@ pub fn machine() -> Option<(u64, u64)> {
         .ok()?
         .read(&mut text)
         .ok()?;
-    let line = std::str::from_utf8(text.get(..count)?)
-        .ok()?
-        .lines()
-        .next()?;
+    times_in(std::str::from_utf8(text.get(..count)?).ok()?)
+}
+
+/// The same, by the text of /proc/stat.
+pub(crate) fn times_in(text: &str) -> Option<(u64, u64)> {
+    let line = text.lines().next()?;
     let times: Vec<u64> = line
         .strip_prefix("cpu ")?
         .split_ascii_whitespace()
         .take(8)
         .filter_map(|word| word.parse().ok())
         .collect();
-    Some((times.iter().sum(), times.get(7).copied()?))
+    let all = times
+        .iter()
+        .fold(0u64, |all, time| all.saturating_add(*time));
+    Some((all, times.get(7).copied()?))
 }
 
 /// Stolen time between two of these, in percent.
@@ -375,7 +395,8 @@ impl Processes {
             let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
             ticks(&stat)
         });
-        Some(self.tick * ticks.sum::<u32>())
+        let all = ticks.fold(0u64, u64::saturating_add);
+        Some(times(self.tick, all))
     }
 }
 
@@ -470,6 +491,10 @@ mod tests {
         let (count, limit) = descriptors(pid).unwrap();
         assert!(count > 2 && limit >= count);
         assert!(machine().is_some());
+        // More than 2^32 ticks: 64 threads have them in eight days.
+        let stat = b"7 (a) b) S 1 1 1 0 -1 0 0 0 0 0 4294967290 10 0 0 20 0 1 0 7";
+        let long = times(Duration::from_millis(10), ticks(stat).unwrap());
+        assert_eq!(long, Duration::from_secs(42_949_673));
         assert_eq!(stolen(Some((100, 10)), Some((200, 60))), Some(50));
         assert_eq!(stolen(Some((100, 10)), Some((100, 10))), None);
         assert_eq!(

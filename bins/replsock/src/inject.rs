@@ -310,7 +310,7 @@ fn listeners(pid: i32) -> BTreeSet<(u64, SocketAddr)> {
 }
 
 /// A line of /proc/net/tcp (proc_net_tcp in Linux' Documentation/networking): state 0A is LISTEN.
-fn listener(line: &str) -> Option<(u64, SocketAddr)> {
+pub(crate) fn listener(line: &str) -> Option<(u64, SocketAddr)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     if *fields.get(3)? != "0A" {
         return None;

@@ -1,6 +1,7 @@
 //! How much memory a process may still take: what the machine has left, or what its cgroups leave it, which in a
 //! container is less. Read from /proc and the groups' files; what cannot be read limits nothing.
 
+use common::cgroup::unescaped;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes, and whose limit it is; `None`: nothing is known.
@@ -25,7 +26,7 @@ fn available() -> Option<u64> {
 }
 
 /// The names of the files (cgroups(7)): version 1 and 2.
-struct Names {
+pub(crate) struct Names {
     limit: &'static str,
     used: &'static str,
     cache: &'static str,
@@ -61,7 +62,7 @@ fn in_groups(pid: i32) -> Option<u64> {
 }
 
 /// Where the groups of a process are: a mount's point, what is below it, and how its files are called.
-fn groups(places: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, &'static Names)> {
+pub(crate) fn groups(places: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, &'static Names)> {
     let place = |controller: &str| {
         places.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -78,6 +79,8 @@ fn groups(places: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, &'static Names)>
         let (Some(root), Some(point)) = (head.next(), head.next()) else {
             continue;
         };
+        // The name of a unit may hold a backslash, which is written as one of these.
+        let (root, point) = (unescaped(root), unescaped(point));
         let mut tail = tail.split(' ');
         let (kind, options) = (tail.next(), tail.nth(1).unwrap_or_default());
         let (place, names) = match kind {
@@ -87,14 +90,14 @@ fn groups(places: &str, mounts: &str) -> Vec<(PathBuf, PathBuf, &'static Names)>
             }
             _ => continue,
         };
-        let below = place.and_then(|place| Path::new(place).strip_prefix(root).ok());
+        let below = place.and_then(|place| Path::new(place).strip_prefix(&root).ok());
         // A process outside of our cgroup namespace has a place above it (/../x), which is not seen from here.
         let inside = |path: &&Path| {
             path.components()
                 .all(|part| matches!(part, Component::Normal(_)))
         };
         if let Some(below) = below.filter(inside) {
-            found.push((PathBuf::from(point), below.to_owned(), names));
+            found.push((point, below.to_owned(), names));
         }
     }
     found
@@ -146,5 +149,9 @@ mod tests {
         );
         assert_eq!(seen("4:memory:/../x\n0::/other\n"), []);
         assert_eq!(seen("0::/pod\nrubbish\n"), [place("unified", "")]);
+        let unit = "36 31 0:33 /a\\134x2db.slice /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let found = groups("0::/a\\x2db.slice/c\n", unit);
+        let below: Vec<&Path> = found.iter().map(|(_, below, _)| below.as_path()).collect();
+        assert_eq!(below, [Path::new("c")]);
     }
 }

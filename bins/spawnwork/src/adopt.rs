@@ -175,7 +175,7 @@ impl Heir {
     }
 }
 
-fn claim(environ: &[u8]) -> Option<(Mark, i32, usize, u32)> {
+pub(crate) fn claim(environ: &[u8]) -> Option<(Mark, i32, usize, u32)> {
     let value = |name: &str| {
         environ.split(|byte| *byte == 0).find_map(|pair| {
             pair.strip_prefix(name.as_bytes())
@@ -197,7 +197,7 @@ fn claim(environ: &[u8]) -> Option<(Mark, i32, usize, u32)> {
 }
 
 /// The four numbers of `Uid:` in /proc/PID/status.
-fn uids(status: &str) -> Vec<u32> {
+pub(crate) fn uids(status: &str) -> Vec<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     line.unwrap_or_default()
         .split_ascii_whitespace()
@@ -206,7 +206,7 @@ fn uids(status: &str) -> Vec<u32> {
 }
 
 /// `SigCgt:` in /proc/PID/status: whether it has a handler for `signal`.
-fn catches(status: &str, signal: i32) -> bool {
+pub(crate) fn catches(status: &str, signal: i32) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .is_some_and(|mask| mask & (1 << (signal - 1)) != 0)

@@ -27,7 +27,7 @@ fn quota_v2() -> Option<usize> {
 }
 
 /// `QUOTA PERIOD` in microseconds, or `max PERIOD`.
-fn parse_max(text: &str) -> Option<usize> {
+pub(crate) fn parse_max(text: &str) -> Option<usize> {
     let mut words = text.split_ascii_whitespace();
     rounded_up(words.next()?.parse().ok()?, words.next()?.parse().ok()?)
 }

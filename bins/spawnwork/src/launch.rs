@@ -154,14 +154,14 @@ fn read_env_file(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// `NAME=value` lines; blank ones and `#` comments are passed over; quotes around a value go.
-fn parse_env_file(text: &[u8]) -> std::result::Result<Vec<(OsString, OsString)>, usize> {
+pub(crate) fn parse_env_file(text: &[u8]) -> std::result::Result<Vec<(OsString, OsString)>, usize> {
     let mut list = Vec::new();
     for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
         let line = line.trim_ascii();
-        let line = line
-            .strip_prefix(b"export ")
-            .unwrap_or(line)
-            .trim_ascii_start();
+        let line = match line.strip_prefix(b"export") {
+            Some(rest @ [b' ' | b'\t', ..]) => rest.trim_ascii_start(),
+            Some(_) | None => line,
+        };
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
@@ -170,7 +170,8 @@ fn parse_env_file(text: &[u8]) -> std::result::Result<Vec<(OsString, OsString)>,
             .position(|byte| *byte == b'=')
             .ok_or(number + 1)?;
         let (name, value) = (&line[..equals], &line[equals + 1..]);
-        if name.is_empty() || name.contains(&b' ') || line.contains(&0) {
+        let blank = name.iter().any(u8::is_ascii_whitespace);
+        if name.is_empty() || blank || line.contains(&0) {
             return Err(number + 1);
         }
         let value = match value {
@@ -544,5 +545,6 @@ mod tests {
         assert_eq!(list, ["A=1", "B=two words", "C=x", "D=", "E=\"open"]);
         assert_eq!(parse_env_file(b"A=1\nnonsense\n"), Err(2));
         assert_eq!(parse_env_file(b"=1"), Err(1));
+        assert_eq!(parse_env_file(b"A\tB=1"), Err(1));
     }
 }

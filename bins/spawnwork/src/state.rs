@@ -52,12 +52,10 @@ impl Hex {
     /// Reads them; what is no hexadecimal ends them.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        let digits = self.0.as_bytes().chunks_exact(2);
-        digits
-            .map_while(|pair| {
-                let text = std::str::from_utf8(pair).ok()?;
-                u8::from_str_radix(text, 16).ok()
-            })
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let pairs = self.0.as_bytes().chunks_exact(2);
+        pairs
+            .map_while(|pair| u8::try_from(digit(pair[0])? << 4 | digit(pair[1])?).ok())
             .collect()
     }
 

@@ -15,6 +15,7 @@
 
 pub mod arguments;
 pub mod control;
+pub mod events;
 pub mod heartbeat_url;
 pub mod ipc_frame;
 pub mod pid_file;

@@ -6,9 +6,15 @@ use common::file::PidFile;
 pub fn run(bytes: &[u8]) {
     let path = std::env::temp_dir().join(format!("fuzz-pid-{}", std::process::id()));
     std::fs::write(&path, bytes).unwrap();
-    if let Ok(pid) = common::watched::pid_in(&path) {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        assert_eq!(text.lines().next().unwrap().trim().parse(), Ok(pid));
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap();
+    let number = std::str::from_utf8(line)
+        .ok()
+        .map(|line| line.trim().parse());
+    match (common::watched::pid_in(&path), number) {
+        (Ok(pid), number) => assert_eq!(number, Some(Ok(pid))),
+        // Short ones are read, whatever stands behind them.
+        (Err(_), Some(Ok(pid))) => assert!(line.len() > 64, "{pid}"),
+        (Err(_), None | Some(Err(_))) => {}
     }
     // Nobody locks it.
     let file = PidFile::create(&path).unwrap();
