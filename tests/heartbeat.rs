@@ -537,6 +537,37 @@ fn the_wrapped_form() {
 }
 
 #[test]
+fn a_command_that_was_told_to_end_does_not_fail_while_it_does() {
+    let dir = Dir::new();
+    // It drains until a check has failed twice.
+    let ends = "touch up; trap 'rm up; until [ -e seen ]; do sleep 0.02; done; exit 0' TERM; \
+                while :; do sleep 0.02; done";
+    let mut beat = Run::new(PROGRAM)
+        .args(["--exec", "test -e up", "--interval", "50ms", "--fails", "1"])
+        .args([
+            "--start-interval",
+            "50ms",
+            "--start-period",
+            "0",
+            "--verbose",
+        ])
+        .args(["--on-fail", "touch acted", "--", "sh", "-c", ends])
+        .dir(dir.path())
+        .start();
+    beat.event("service-up");
+    beat.event("check-passed");
+    beat.signal(Signal::SIGTERM);
+    beat.event("check-failed");
+    beat.event_with("check-failed", "(does not count yet)");
+    dir.write("seen", "");
+    assert_eq!(beat.end(), 0);
+    let said = beat.err().join("\n");
+    let (_, since) = said.split_once("service-up").unwrap();
+    assert!(!since.contains("service-down"), "{said}");
+    assert!(!dir.path().join("acted").exists());
+}
+
+#[test]
 fn a_wrapper_is_transparent() {
     let say = "trap 'echo usr2' USR2; trap 'echo hup' HUP; trap 'echo term; exit 7' TERM; echo ready; while :; do sleep 0.02; done";
     let mut beat = Run::new(PROGRAM)

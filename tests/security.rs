@@ -51,10 +51,45 @@ fn modes_whatever_the_umask() {
         let dir = Dir::new();
         let at = |name: &str| dir.path().join(name);
 
-        let words = ["-l", "out", "--control", "l.sock", "--", "sleep", "1000"];
+        let words = [
+            "-l",
+            "out",
+            "--control",
+            "l.sock",
+            "--pid-file",
+            "l.pid",
+            "--",
+            "sleep",
+            "1000",
+        ];
         let mut logs = under(umask, "logreopen", &dir, &words);
         logs.event("command-started");
         assert_eq!((mode(at("out")), mode(at("l.sock"))), (0o640, 0o600));
+        assert_eq!(mode(at("l.pid")) & !0o044, 0o600, "{umask}");
+
+        let own = std::process::id().to_string();
+        let words = ["--pid", &own, "--lock", "h.pid", "--metrics", "m.prom"];
+        let _heart = under(umask, "heartbeat", &dir, &words);
+        eventually("metrics", || at("m.prom").exists().then_some(()));
+        assert_eq!(mode(at("m.prom")) & !0o044, 0o600, "{umask}");
+        assert_eq!(mode(at("h.pid")) & !0o044, 0o600, "{umask}");
+
+        let words = [
+            "watched",
+            "--since",
+            "stamp",
+            "--lock",
+            "lock",
+            "--run-at-start",
+            "--on-touch",
+            "true",
+        ];
+        let mut watch = under(umask, "watchtouch", &dir, &words);
+        watch.event("action-ended");
+        eventually("a stamp", || at("stamp").exists().then_some(()));
+        assert_eq!(mode(at("stamp")) & !0o044, 0o600, "{umask}");
+        // For all who are to take turns: what the umask leaves, as with flock(1).
+        assert_eq!(mode(at("lock")) & !0o066, 0o600, "{umask}");
 
         dir.write("app.js", "setInterval(() => {}, 1000);\n");
         let node = node("20");
@@ -213,6 +248,164 @@ fn metrics_are_not_written_through_a_link_that_was_laid_out() {
     victims.assert_whole("metrics");
 }
 
+/// Who it is by proc_pid_status(5), and that nothing of root is left.
+fn assert_is_nobody(pid: i32) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let of = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap_or_else(|| panic!("{key} in {status}"))
+            .split_whitespace()
+            .collect::<Vec<_>>()
+    };
+    for key in ["Uid:", "Gid:"] {
+        assert_eq!(of(key), ["65534"; 4], "{status}");
+    }
+    assert_eq!(of("Groups:"), ["65534"], "{status}");
+    for key in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(of(key), ["0000000000000000"], "{status}");
+    }
+    // Never set by us: a program of the worker's may be setuid (sendmail).
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let own = own.lines().find(|line| line.starts_with("NoNewPrivs:"));
+    assert!(status.contains(own.unwrap()), "{status}");
+}
+
+/// Each tool that drops privileges, and what of the caller's environment reaches the other side.
+#[test]
+fn nothing_of_root_is_left_and_the_environment_is_the_callers() {
+    need_root();
+    let dir = Dir::new();
+    dir.write("app.js", "setInterval(() => {}, 1000);\n");
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let node = std::fs::canonicalize("/usr/bin/node").unwrap();
+    let caller = |run: Run| {
+        run.env("LD_LIBRARY_PATH", "/nonexistent")
+            .env("NODE_OPTIONS", "--no-warnings")
+            .env("XDG_RUNTIME_DIR", dir.path().join("runtime"))
+            .dir(dir.path())
+    };
+    let environment = |pid: i32| {
+        let bytes = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let mut master = caller(Run::new(PROGRAM))
+        .args(["-n", "1", "-u", "nobody", "--ready", "alive:100ms", "--"])
+        .arg(&node)
+        .arg("app.js")
+        .start();
+    let ready = master.event("worker-ready");
+    let worker = field(&ready, "pid").parse().unwrap();
+    assert_is_nobody(worker);
+    let given = environment(worker);
+    assert!(
+        given.contains("\0LD_LIBRARY_PATH=/nonexistent\0"),
+        "{given}"
+    );
+    // What root's worker loads lies where that user cannot write.
+    let preload = preload_of(worker);
+    assert!(
+        given.contains(&format!("={} --no-warnings\0", preload.display())),
+        "{given}"
+    );
+    for place in preload.ancestors().take(2) {
+        let found = place.metadata().unwrap();
+        assert_eq!(
+            (found.uid(), found.mode() & 0o022),
+            (0, 0),
+            "{}",
+            place.display()
+        );
+    }
+    assert_eq!(master.stop(), 0);
+
+    let mut logs = caller(Run::new(tool("logreopen")))
+        .args(["-u", "nobody", "-l", "out", "--", "sleep", "1000"])
+        .start();
+    let started = logs.event("command-started");
+    let command = field(&started, "pid").parse().unwrap();
+    assert_is_nobody(logs.pid());
+    assert_is_nobody(command);
+    let given = environment(command);
+    assert!(given.contains("LD_LIBRARY_PATH=/nonexistent\0"), "{given}");
+    let _ = logs.stop();
+}
+
+/// heartbeat, watchtouch and replsock with each path that they write to, as root, for a moment.
+fn others_at_work(at: &dyn Fn(&str) -> std::ffi::OsString, place: &Path) {
+    let own = std::process::id().to_string();
+    let mut all = vec![
+        Run::new(tool("heartbeat"))
+            .args([
+                "--pid",
+                &own,
+                "--interval",
+                "20ms",
+                "--start-interval",
+                "20ms",
+            ])
+            .args(["--lock".into(), at("h"), "--metrics".into(), at("m.prom")])
+            .start(),
+        Run::new(tool("watchtouch"))
+            .arg(at("w"))
+            .args(["--run-at-start", "--on-touch", "true", "--min-gap", "10ms"])
+            .args(["--on", "attr", "--settle", "10ms"])
+            .args(["--since".into(), at("stamp"), "--lock".into(), at("lock")])
+            .start(),
+        Run::new(tool("replsock"))
+            .arg("serve")
+            .arg(at("r"))
+            .args(["--record".into(), at("rec"), "--".into(), "cat".into()])
+            .start(),
+        Run::new(tool("logreopen"))
+            .args(["--pid-file".into(), at("lp"), "--control".into(), at("lc")])
+            .args(["-l", "/dev/null", "--", "sleep", "0.3"])
+            .start(),
+    ];
+    // So long that the attacker has had each name some times.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(place.exists());
+    for one in &mut all {
+        one.signal(Signal::SIGTERM);
+    }
+    for one in &mut all {
+        let _ = one.end();
+    }
+}
+
+/// Neither a device nor a file that is not there yet, whoever else can write the directory.
+#[test]
+fn links_lead_root_to_no_device_and_to_no_new_file() {
+    need_root();
+    let (victims, dir) = (Victims::new(), Dir::new());
+    let place = dir.path().join("place");
+    std::fs::create_dir(&place).unwrap();
+    std::os::unix::fs::chown(&place, Some(NOBODY), Some(NOBODY)).unwrap();
+    let link = |name: &str, to: &Path| {
+        std::os::unix::fs::symlink(to, place.join(name)).unwrap();
+        place.join(name)
+    };
+    let metrics = link("m.prom", Path::new("/dev/null"));
+    let mut heart = Run::new(tool("heartbeat"))
+        .args(["--pid", &std::process::id().to_string()])
+        .args(["--interval", "100ms", "--metrics"])
+        .arg(&metrics)
+        .start();
+    eventually("metrics of its own", || {
+        metrics.symlink_metadata().unwrap().is_file().then_some(())
+    });
+    assert_eq!(heart.stop(), 0);
+
+    let lock = link("lock", &victims.dir.path().join("directory/new"));
+    let mut watch = Run::new(tool("watchtouch"))
+        .arg(place.join("watched"))
+        .args(["--run-at-start", "--on-touch", "true", "--lock"])
+        .arg(lock)
+        .start();
+    watch.event("lock-failed");
+    assert_eq!(watch.stop(), 0);
+    victims.assert_whole("a lock's link");
+}
+
 /// Somebody puts links in the place of whatever root makes in a directory that he can write to: nothing outside of it
 /// is written, cut, given away or opened to others.
 #[test]
@@ -261,6 +454,10 @@ fn a_race_for_names_gets_nothing_of_roots() {
                     .finish();
                 victims.assert_whole(&when);
                 if turn % 10 == 0 {
+                    if turn == 20 {
+                        others_at_work(&at, &place);
+                        victims.assert_whole(&when);
+                    }
                     let mut master = Run::new(PROGRAM)
                         .args(["-n", "1", "-u", "nobody", "--ready", "alive:1ms"])
                         .args(["--socket-owner", "nobody:nogroup", "--socket-mode", "0666"])

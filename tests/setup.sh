@@ -65,6 +65,7 @@ need makewhatis mandoc
 need openssl openssl
 need systemd-socket-activate systemd
 need curl curl
+need faketime faketime
 need start_server libserver-starter-perl
 need socat socat
 need script bsdutils

@@ -55,7 +55,7 @@ static const struct {
 #ifdef SYS_open
 	CALL(open), CALL(stat), CALL(lstat), CALL(fork), CALL(vfork), CALL(poll), CALL(rename), CALL(unlink),
 	CALL(mkdir), CALL(readlink), CALL(chmod), CALL(dup2), CALL(rmdir), CALL(chown), CALL(symlink), CALL(access),
-	CALL(epoll_wait), CALL(pipe),
+	CALL(epoll_wait), CALL(pipe), CALL(link), CALL(mknod),
 #endif
 };
 

@@ -109,7 +109,14 @@ pub struct Judge {
     late: bool,
     /// The first of the failures that led here.
     failing_since: Option<Instant>,
+    /// It was told to end, and may do so until then.
+    leaving: Option<Instant>,
 }
+
+/// Who was told to end is given so long: supervisors' limits are 10 (docker) to 90 seconds (systemd).
+const LEAVING: Duration = Duration::from_secs(90);
+/// Longer than any service takes to end.
+const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Judge {
     /// One that has seen nothing, and begins with a start period.
@@ -126,6 +133,7 @@ impl Judge {
             swift: 0,
             late: false,
             failing_since: None,
+            leaving: None,
         }
     }
 
@@ -167,7 +175,7 @@ impl Judge {
     pub fn see(&mut self, sight: Sight, now: Instant) -> Ruling {
         let late_before = std::mem::take(&mut self.late);
         match sight {
-            Sight::Well | Sight::Slow => self.see_success(sight == Sight::Slow),
+            Sight::Well | Sight::Slow => self.see_success(sight == Sight::Slow, now),
             Sight::Late if !late_before => {
                 self.late = true;
                 Ruling::Same {
@@ -199,8 +207,11 @@ impl Judge {
         }
     }
 
-    fn see_success(&mut self, slow: bool) -> Ruling {
-        self.quiet = None;
+    fn see_success(&mut self, slow: bool, now: Instant) -> Ruling {
+        if self.leaving.is_none_or(|until| now >= until) {
+            self.leaving = None;
+            self.quiet = None;
+        }
         self.push(false);
         self.successes = self.successes.saturating_add(1);
         if slow {
@@ -246,7 +257,16 @@ impl Judge {
     pub fn acted(&mut self, grace: Duration, now: Instant) {
         self.window = 0;
         self.decisive = false;
-        self.quiet = Some(now + grace);
+        if self.leaving.is_none() {
+            self.quiet = Some(now + grace);
+        }
+    }
+
+    /// The service was told to end: that it fails while it does so is no fault. One that goes on is judged again
+    /// from its first success after [`LEAVING`] on: what it answers before may be what it drains.
+    pub fn leaving(&mut self, now: Instant) {
+        self.acted(FOR_GOOD, now);
+        self.leaving = Some(now + LEAVING);
     }
 
     /// Another process is the service from now on: it is given a start period of its own.
@@ -321,6 +341,36 @@ mod tests {
             });
         }
         out
+    }
+
+    #[test]
+    fn who_was_told_to_end_is_judged_again_when_it_goes_on() {
+        let begin = Instant::now();
+        let fails = Quorum { fails: 1, of: 1 };
+        let mut judge = Judge::new(Rules { fails, rises: 1 }, SECOND, begin);
+        let see = |judge: &mut Judge, sight, second| judge.see(sight, begin + SECOND * second);
+        let none = Ruling::Same { count: 0 };
+        assert!(matches!(
+            see(&mut judge, Sight::Well, 1),
+            Ruling::Changed(_)
+        ));
+        judge.leaving(begin + SECOND * 2);
+        // It drains, and answers now and then; an action that ran ends.
+        for (second, sight) in [Sight::Failed, Sight::Well, Sight::Decisive]
+            .into_iter()
+            .enumerate()
+        {
+            assert_eq!(see(&mut judge, sight, 3 + second as u32), none);
+        }
+        judge.acted(SECOND, begin + SECOND * 6);
+        assert_eq!(see(&mut judge, Sight::Failed, 60), none);
+        // Not ended, and not well either: that is for who told it to.
+        assert_eq!(see(&mut judge, Sight::Failed, 1000), none);
+        assert_eq!(see(&mut judge, Sight::Well, 1001), none);
+        assert_eq!(
+            see(&mut judge, Sight::Failed, 1002),
+            Ruling::Enough { count: 1 }
+        );
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::judge::State;
 use crate::outcome::Reason;
 use nix::sys::eventfd::EventFd;
 use std::fmt::Write as _;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -227,12 +228,19 @@ impl Writer {
             .stack_size(64 << 10)
             .spawn(move || {
                 let _ends = ends;
+                // Said once for as long as it lasts: it would be at each check. What comes again after weeks is
+                // said again, and so is another reason.
+                let mut last = None;
                 while let Ok(text) = given.recv() {
-                    if let Err(why) = put(&path, &text) {
-                        let why = common::error::describe(&why);
-                        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                    let why = put(&path, &text).err();
+                    let why = why.map(|why| common::error::describe(&why));
+                    if why.is_some() && why != last {
+                        told.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .clone_from(&why);
                         let _ = wake.write(1);
                     }
+                    last = why;
                 }
             })?;
         Ok(Writer {
@@ -271,9 +279,12 @@ impl Writer {
 /// Under another name, which the collector does not take (it wants `.prom`), and renamed: nobody reads
 /// half a file. What is no regular file (/dev/null, /dev/stdout) is written to as it is, and never replaced.
 fn put(path: &Path, text: &str) -> std::io::Result<()> {
-    if path.metadata().is_ok_and(|found| !found.is_file()) {
+    if !is_bent(path) && path.metadata().is_ok_and(|found| !found.is_file()) {
         let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
-        return std::io::Write::write_all(&mut file, text.as_bytes());
+        // Not what has come there since.
+        if !file.metadata()?.is_file() {
+            return std::io::Write::write_all(&mut file, text.as_bytes());
+        }
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     // Nobody can know the name, and no link is written through: the directory may be one that others write to.
@@ -282,13 +293,31 @@ fn put(path: &Path, text: &str) -> std::io::Result<()> {
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
+        .mode(0o644)
         .open(&temporary)?;
-    let done = std::io::Write::write_all(&mut file, text.as_bytes())
-        .and_then(|()| std::fs::rename(&temporary, path));
+    let written = std::io::Write::write_all(&mut file, text.as_bytes());
+    // Closed first: FUSE cannot remove what is open, but renames it.
+    drop(file);
+    let done = written.and_then(|()| std::fs::rename(&temporary, path));
     if done.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
     done
+}
+
+/// A link that somebody may have laid out for root: it is replaced, and leads root to no device.
+fn is_bent(path: &Path) -> bool {
+    let link = path
+        .symlink_metadata()
+        .is_ok_and(|found| found.is_symlink());
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    link && nix::unistd::geteuid().is_root()
+        && !parent
+            .metadata()
+            .is_ok_and(|found| found.uid() == 0 && found.mode() & 0o022 == 0)
 }
 
 #[cfg(test)]

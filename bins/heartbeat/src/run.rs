@@ -265,9 +265,15 @@ struct Beating {
     metrics: Option<Writer>,
     hidden_said: bool,
     settled: bool,
-    metrics_said: bool,
     started: Instant,
     lock: Option<PidFile>,
+}
+
+/// That a process is not found for lack of descriptors or memory of our own: nothing is known of it.
+fn is_our_want(why: &str) -> bool {
+    [nix::Error::EMFILE, nix::Error::ENFILE, nix::Error::ENOMEM]
+        .iter()
+        .any(|error| why.ends_with(&describe(&(*error).into())))
 }
 
 impl Beating {
@@ -388,7 +394,6 @@ impl Beating {
             metrics,
             hidden_said: false,
             settled: false,
-            metrics_said: false,
             started: now,
             lock,
             plan,
@@ -583,7 +588,12 @@ impl Beating {
             own_signals::HUP if self.signals.hup_ignored() => {}
             own_signals::USR2 if self.wrapped.is_none() => self.pause(now),
             signal => match &self.wrapped {
-                Some(wrapped) => wrapped.forward(received),
+                Some(wrapped) => {
+                    wrapped.forward(received);
+                    if [own_signals::TERM, own_signals::INT, own_signals::QUIT].contains(&signal) {
+                        self.judge.leaving(now);
+                    }
+                }
                 None => match signal {
                     own_signals::TERM | own_signals::INT | own_signals::HUP | own_signals::QUIT => {
                         let exit = if self.plan.mode == Mode::Watch && signal != own_signals::QUIT {
@@ -762,19 +772,16 @@ impl Beating {
         self.metrics_failed(trouble);
     }
 
-    /// Said once: it would be at each check.
     fn metrics_failed(&mut self, trouble: Option<String>) {
         let (Some(why), Some(file)) = (trouble, &self.plan.metrics) else {
             return;
         };
-        if !std::mem::replace(&mut self.metrics_said, true) {
-            let file = file.to_string_lossy().into_owned();
-            self.voice.say(
-                Level::Warning,
-                events::METRICS_FAILED,
-                &[("file", file.into()), ("error", why.into())],
-            );
-        }
+        let file = file.to_string_lossy().into_owned();
+        self.voice.say(
+            Level::Warning,
+            events::METRICS_FAILED,
+            &[("file", file.into()), ("error", why.into())],
+        );
     }
 
     /// Who has not answered long after the time limit hangs, below all that keeps it.
@@ -1792,8 +1799,9 @@ impl Beating {
             Sought::Same => {}
             Sought::Found(found) => self.found(found),
             Sought::No(why) => {
+                // We cannot look: the process is that which was found last.
+                self.named = is_our_want(&why) && self.held.is_some();
                 self.gone = why;
-                self.named = false;
             }
         }
         self.seek_is_over(now);
@@ -1909,7 +1917,11 @@ impl Beating {
                 } else {
                     self.gone.clone()
                 };
-                Verdict::Failed(Failure::new(Reason::Gone, why))
+                if is_our_want(&why) {
+                    Verdict::Unknown(why)
+                } else {
+                    Verdict::Failed(Failure::new(Reason::Gone, why))
+                }
             }
             Some(_) => match self.processes.judge() {
                 Some(failure) => Verdict::Failed(failure),

@@ -197,6 +197,10 @@ impl Pumping {
                 self.done(index, reopened.request, Ok(said), now);
             }
             Report::Unchanged(request) => {
+                // A reopen before this one may have failed.
+                let shared = &self.outputs[index].shared;
+                let failing = shared.lock().stats.trouble.is_some();
+                self.outputs[index].failing = failing;
                 self.say(
                     Level::Debug,
                     events::OUTPUT_UNCHANGED,
@@ -230,6 +234,10 @@ impl Pumping {
                 self.outputs[index].failing = true;
                 let fields = [("file", file()), ("error", why.into())];
                 self.say(Level::Error, events::WRITE_FAILED, &fields, Some(index));
+            }
+            Report::SyncFailed(why) => {
+                let fields = [("file", file()), ("error", why.into())];
+                self.say(Level::Error, events::SYNC_FAILED, &fields, Some(index));
             }
             Report::Recovered { after, held } => {
                 self.outputs[index].failing = false;

@@ -16,6 +16,8 @@ pub const REOPEN_DOUBTFUL: &str = "reopen-doubtful";
 pub const WRITE_FAILED: &str = "write-failed";
 /// It can be written again.
 pub const WRITE_RECOVERED: &str = "write-recovered";
+/// What was written cannot be brought to the disk.
+pub const SYNC_FAILED: &str = "sync-failed";
 /// More came than may be held, and was dropped.
 pub const LINES_LOST: &str = "lines-lost";
 /// A line was cut in two, because its end did not come.

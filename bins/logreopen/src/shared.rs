@@ -41,6 +41,8 @@ pub enum Report {
         /// What was held in that moment, in bytes.
         held: usize,
     },
+    /// What was written cannot be brought to the disk.
+    SyncFailed(String),
     /// Lines were dropped.
     Lost(Gap),
     /// A line was cut in two.

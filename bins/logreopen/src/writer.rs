@@ -131,6 +131,8 @@ pub struct Writer {
     /// Our file has no name any more: nothing is written to it.
     nameless: bool,
     sync_at: Option<Instant>,
+    /// The last fsync(2) failed.
+    unsynced: bool,
     rotate_after: Option<Instant>,
     finished: Option<Current>,
     /// When the loop was last promised that it would hear of us.
@@ -160,6 +162,7 @@ impl Writer {
             look_at: None,
             nameless: false,
             sync_at: None,
+            unsynced: false,
             rotate_after: None,
             finished: None,
             wound: None,
@@ -572,8 +575,10 @@ impl Writer {
                 self.wanted = None;
                 self.nameless = false;
                 self.calm();
-                if let Some(trouble) = &mut self.trouble {
-                    trouble.retry = began;
+                match &mut self.trouble {
+                    Some(trouble) => trouble.retry = began,
+                    // What was wrong was a reopen before this one.
+                    None => self.shared.lock().stats.trouble = None,
                 }
                 self.shared.report(Report::Unchanged(request));
             }
@@ -667,7 +672,8 @@ impl Writer {
             }
         }
         if self.options.fsync != Fsync::Never && sink.dirty {
-            let _ = nix::unistd::fdatasync(&sink.file);
+            let why = nix::unistd::fdatasync(&sink.file).err();
+            self.synced(why);
         }
     }
 
@@ -749,8 +755,23 @@ impl Writer {
         self.sync_at = None;
         if let Some(sink) = &mut self.sink {
             if std::mem::replace(&mut sink.dirty, false) {
-                // EINVAL: a pipe or terminal has no disk. EIO comes with the next write too.
-                let _ = nix::unistd::fdatasync(&sink.file);
+                let why = nix::unistd::fdatasync(&sink.file).err();
+                self.synced(why);
+            }
+        }
+    }
+
+    /// The kernel had taken the lines and could not bring them to the disk: that is said here or nowhere (fsync(2),
+    /// "EIO"), once until it succeeds again. EINVAL: a pipe or terminal has no disk.
+    fn synced(&mut self, why: Option<nix::Error>) {
+        match why {
+            None | Some(nix::Error::EINVAL) => self.unsynced = false,
+            Some(why) => {
+                let text = describe(&why.into());
+                self.shared.lock().stats.last_error = Some(text.clone());
+                if !std::mem::replace(&mut self.unsynced, true) {
+                    self.shared.report(Report::SyncFailed(text));
+                }
             }
         }
     }

@@ -123,14 +123,25 @@ impl Locker {
 
     fn try_take(&self, path: &Path) -> io::Result<Flock<File>> {
         // For writing: over NFS an exclusive flock(2) is a write lock of fcntl(2).
-        let file = std::fs::OpenOptions::new()
+        let mut how_to_open = std::fs::OpenOptions::new();
+        how_to_open
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(false)
             .mode(0o666)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)?;
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        // What is not there is made where it was named, and never where a link leads that somebody has laid out.
+        let file = match how_to_open.open(path) {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {
+                match how_to_open.clone().create_new(true).open(path) {
+                    // Another one has made it in this moment.
+                    Err(why) if why.kind() == io::ErrorKind::AlreadyExists => {
+                        how_to_open.open(path)?
+                    }
+                    made => made?,
+                }
+            }
+            opened => opened?,
+        };
         let (mut file, mut how) = (file, FlockArg::LockExclusiveNonblock);
         loop {
             match Flock::lock(file, how) {

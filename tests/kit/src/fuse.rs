@@ -1,5 +1,6 @@
 //! File systems that behave as those of a network: a client that remembers, a server that hangs.
 
+use crate::faults::Faults;
 use crate::mount::need_root;
 use crate::{Dir, Run, Running, eventually};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -25,6 +26,20 @@ impl Fuse {
         Fuse::mounted(|server, path| {
             Run::new("bindfs")
                 .args(["-f", "-o", "attr_timeout=60,entry_timeout=60"])
+                .arg(server)
+                .arg(path)
+        })
+    }
+
+    /// bindfs that remembers little and whose own calls fail when that is wanted: what it is refused is what its
+    /// clients get from their file system. They are those of `bindfs`: openat, pwrite64, fsync, rename, link, newfstatat
+    /// and others.
+    #[must_use]
+    pub fn faulty(faults: &Faults) -> Fuse {
+        Fuse::mounted(|server, path| {
+            faults
+                .run("bindfs")
+                .args(["-f", "-o", "attr_timeout=0,entry_timeout=0"])
                 .arg(server)
                 .arg(path)
         })
