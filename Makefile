@@ -35,7 +35,7 @@ EXAMPLEDIR = $(DESTDIR)$(PREFIX)/share/nirvana/examples
 
 # Modules of common, and tests of such as have others too, that ask the system for nothing that Miri does not have.
 # Without proptest's own cases, which take it minutes each to make up.
-PURE = ask:: cgroup::tests::where cgroup::tests::whose child::tests::a_command cli:: control::tests::last error:: event:: exit:: lines:: limiter:: time:: \
+PURE = ask:: cgroup::tests::where cgroup::tests::whose child::tests::a_command cli:: error:: event:: exit:: lines:: limiter:: time:: \
 	--skip whatever --skip any_cut --skip jitter
 COMMA = ,
 

@@ -11,19 +11,21 @@ use std::path::{Path, PathBuf};
 /// Miri, which looks at every access to memory, takes a hundred times as long: it gets some of each corpus
 /// (`make miri`).
 const MOST: usize = if cfg!(miri) { 20 } else { usize::MAX };
-/// These ask the system for what Miri does not have: sockets, locks.
-const OF_THE_SYSTEM: [&str; 5] = [
+/// These ask the system for what Miri does not have (sockets, locks), or are a command line, which takes it minutes.
+const NOT_FOR_MIRI: [&str; 7] = [
     "control",
+    "heartbeat_command_line",
     "ipc_frame",
     "pid_file",
     "replsock_inspector",
     "sd_notify",
+    "spawnwork_command_line",
 ];
 
 /// Runs each file of a target's corpus, and of each what is left of it when it is cut short: half a message
 /// is what comes from one who dies.
 fn replay(target: &str, run: impl Fn(&[u8])) {
-    if cfg!(miri) && OF_THE_SYSTEM.contains(&target) {
+    if cfg!(miri) && NOT_FOR_MIRI.contains(&target) {
         return;
     }
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");

@@ -464,9 +464,14 @@ fn reload() {
                 continue;
             };
             let mine = &mut seen[usize::from(times > 1)];
+            let mut kept = 0;
             for (values, count) in mine.failed.iter_mut().zip(&counts) {
                 values.push(count.failed() as f64);
                 mine.kinds.add(count);
+                kept += count.kept;
+            }
+            if kept == 0 {
+                note("reload", running.master.name, "keeps no connection alive");
             }
             let requests: u64 = counts.iter().map(|count| count.requests).sum();
             mine.requests.push(requests);

@@ -189,7 +189,7 @@ pub struct Cli {
     /// New beside old workers; 0: none
     #[arg(long, value_name = "N|P%", env = "SPAWNWORK_SURGE", hide_env = true, help_heading = "Reload", value_parser = surge, default_value = "100%")]
     pub surge: Surge,
-    /// Workers at work on their start at once [default: CPUs]
+    /// Workers that start at once [default: CPUs]
     #[arg(long, value_name = "N", env = "SPAWNWORK_START_PARALLEL", hide_env = true, help_heading = "Reload", value_parser = count)]
     pub start_parallel: Option<u32>,
 
