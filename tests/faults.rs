@@ -5,14 +5,16 @@
 //!
 //! | fault | tests |
 //! | --- | --- |
-//! | fork fails: EAGAIN, ENOMEM | spawnwork_faults; spawnwork_edges (a limit of processes) |
-//! | exec fails: ENOENT and others | spawnwork_faults; spawnwork (a_missing_program…, a_program_that_is_gone…); compose (one_status…) |
+//! | fork fails: EAGAIN, ENOMEM | spawnwork_faults, faults_calls; spawnwork_edges (a limit of processes) |
+//! | exec fails: ENOENT and others | spawnwork_faults, faults_calls; spawnwork (a_missing_program…, a_program_that_is_gone…); compose (one_status…) |
 //! | ENOSPC on logs | logreopen_full; compose (a_monday); logreopen_end, spawnwork_machine, replsock_serve (full disks) |
 //! | a disk with errors, and one that hangs, for all | here (FUSE) |
 //! | EIO on logs | logreopen_full (errors_that_are_hard_to_make…); spawnwork_faults (standard_error_on_a_disk…) |
 //! | EMFILE, ENFILE, ENOMEM in a master | spawnwork_faults; spawnwork_machine, spawnwork_control (without_a_free_descriptor…) |
 //! | EMFILE in a worker | spawnwork_faults; spawnwork_node (a_connection_that_a_worker_has_no_descriptor_for…); replsock_edges |
-//! | EMFILE elsewhere | logreopen_files (a_reopen_without_descriptors…); replsock_serve (without_descriptors…, a_door_that_cannot_be_waited_for…) |
+//! | EMFILE, ENFILE elsewhere | faults_calls; logreopen_files (a_reopen_without_descriptors…); replsock_serve (without_descriptors…, a_door_that_cannot_be_waited_for…) |
+//! | EINTR, again and again | faults_calls |
+//! | growth under faults that come again | faults_calls, soak |
 //! | ENOMEM by a limit | spawnwork_faults (a_limit_of_memory…) |
 //! | clock jumps | here (libfaketime); spawnwork_machine, heartbeat_system (a_clock_that_jumps…) |
 //! | SIGSTOP, SIGCONT | here; logreopen_end, spawnwork_edges, spawnwork_systemd, heartbeat_process, watchtouch_when |
