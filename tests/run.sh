@@ -15,7 +15,7 @@ for file in tests/*.rs; do
 	name=${file#tests/}
 	name=${name%.rs}
 	case $name in
-	heartbeat* | logreopen* | replsock* | watchtouch* | spawnwork_orphans | spawnwork_node) second+=(--test "$name") ;;
+	faults_calls | heartbeat* | logreopen* | replsock* | watchtouch* | spawnwork_orphans | spawnwork_node) second+=(--test "$name") ;;
 	*) first+=(--test "$name") ;;
 	esac
 done

@@ -5,9 +5,24 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Programs that say their version, and how they are asked.
-const ASKED: [(&str, &str); 14] = [
+const ASKED: [(&str, &str); 17] = [
     ("node", "node --version"),
-    ("gunicorn", "gunicorn --version"),
+    (
+        "PM2",
+        "node -p 'require(process.env.CACHE + \"/frameworks/node_modules/pm2/package.json\").version'",
+    ),
+    (
+        "recluster",
+        "node -p 'require(process.env.CACHE + \"/frameworks/node_modules/recluster/package.json\").version'",
+    ),
+    (
+        "gunicorn",
+        "$(ls \"$CACHE/python/bin/gunicorn\" || echo gunicorn) --version",
+    ),
+    (
+        "watchexec",
+        "$(ls \"$CACHE/watchexec/bin/watchexec\" || echo watchexec) --version",
+    ),
     (
         "uWSGI",
         "$(command -v uwsgi || command -v uwsgi-core) --version",
@@ -37,6 +52,7 @@ const PACKAGED: [&str; 6] = [
 fn shell(line: &str) -> Option<String> {
     let output = Command::new("sh")
         .args(["-c", line])
+        .env("CACHE", kit::cache())
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()
