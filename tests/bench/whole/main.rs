@@ -161,7 +161,70 @@ fn place(root: &Path, date: &str) -> PathBuf {
     root.join(target).join("bench").join(name)
 }
 
+/// What was measured, on what, and when.
+struct Run {
+    date: String,
+    heading: String,
+    versions: String,
+    records: Vec<Record>,
+    /// All of it, and nothing failed: README and the pages have figures of such a run only.
+    whole: bool,
+}
+
+/// Tables and pictures of a run.
+fn draw(run: &Run, place: &Path) -> String {
+    let all = &run.records;
+    fs::write(place.join("results.tsv"), table::tsv(all, &run.heading)).unwrap();
+    let mut markdown = table::markdown(all, &run.heading, &run.versions);
+    let behind = summary::behind(all);
+    if !behind.is_empty() {
+        markdown.push_str("\n### Where another one is better than ours\n\n");
+        for line in behind {
+            markdown.push_str(&format!("- {line}\n"));
+        }
+    }
+    fs::write(place.join("results.md"), &markdown).unwrap();
+    if run.whole {
+        let text = summary::markdown(all, &run.date);
+        fs::write(place.join("summary.md"), text).unwrap();
+        for (tool, _) in summary::TOOLS {
+            let page = summary::page(all, tool, &run.date);
+            fs::write(place.join(format!("{tool}.man")), page).unwrap();
+        }
+    }
+    for (scenario, picture) in chart::draw(all, &run.heading) {
+        fs::write(place.join(format!("{scenario}.svg")), picture).unwrap();
+    }
+    markdown
+}
+
+/// The tables of a run once more, from what it left: its directory is the argument.
+fn again(place: &Path) -> ExitCode {
+    let text = fs::read_to_string(place.join("records")).unwrap_or_default();
+    let mut about = text
+        .lines()
+        .map_while(|line| line.strip_prefix("# ").map(str::to_owned));
+    let mut next = || about.next().unwrap_or_default();
+    let (date, heading, versions, whole) = (next(), next(), next(), next());
+    if date.is_empty() {
+        println!("bench: {}: no records of a run", place.display());
+        return ExitCode::from(2);
+    }
+    let run = Run {
+        date,
+        heading,
+        versions,
+        records: text.lines().filter_map(Record::parse).collect(),
+        whole: whole == "whole",
+    };
+    draw(&run, place);
+    ExitCode::SUCCESS
+}
+
 fn main() -> ExitCode {
+    if let Some(place) = std::env::args_os().nth(1) {
+        return again(Path::new(&place));
+    }
     let names = match only() {
         Ok(names) => names,
         Err(why) => {
@@ -182,36 +245,26 @@ fn main() -> ExitCode {
     let before = machine::load();
     let failed = run_parts(&names, &records);
     let text = fs::read_to_string(&records).unwrap_or_default();
-    let all: Vec<Record> = text.lines().filter_map(Record::parse).collect();
-    let _ = fs::remove_file(&records);
     let heading = format!(
         "{date}; {}; load {before} before, {} behind; {} s in all",
         machine::describe(),
         machine::load(),
         began.elapsed().as_secs()
     );
-    let versions = machine::versions(&root);
-    fs::write(place.join("results.tsv"), table::tsv(&all, &heading)).unwrap();
-    let mut markdown = table::markdown(&all, &heading, &versions);
-    let behind = summary::behind(&all);
-    if !behind.is_empty() {
-        markdown.push_str("\n### Where another one is better than ours\n\n");
-        for line in behind {
-            markdown.push_str(&format!("- {line}\n"));
-        }
-    }
-    fs::write(place.join("results.md"), &markdown).unwrap();
-    // What README and the pages have is of one run, and whole.
-    if names.is_empty() && failed.is_empty() {
-        fs::write(place.join("summary.md"), summary::markdown(&all, &date)).unwrap();
-        for (tool, _) in summary::TOOLS {
-            let page = summary::page(&all, tool, &date);
-            fs::write(place.join(format!("{tool}.man")), page).unwrap();
-        }
-    }
-    for (scenario, picture) in chart::draw(&all, &heading) {
-        fs::write(place.join(format!("{scenario}.svg")), picture).unwrap();
-    }
+    let run = Run {
+        heading,
+        versions: machine::versions(&root),
+        records: text.lines().filter_map(Record::parse).collect(),
+        whole: names.is_empty() && failed.is_empty(),
+        date,
+    };
+    let whole = if run.whole { "whole" } else { "a part" };
+    let about = format!(
+        "# {}\n# {}\n# {}\n# {whole}\n",
+        run.date, run.heading, run.versions
+    );
+    fs::write(&records, about + &text).unwrap();
+    let markdown = draw(&run, &place);
     println!("\n{markdown}\nwritten to {}", place.display());
     if failed.is_empty() {
         ExitCode::SUCCESS

@@ -2,7 +2,7 @@
 //! and for the man page of each program. And the figures in which another one is better than ours.
 
 use crate::Record;
-use crate::table::{number, ours};
+use crate::table::{in_table, number, ours};
 use std::cmp::Ordering;
 use std::fmt::Write;
 
@@ -21,7 +21,7 @@ pub const TOOLS: [(&str, &[&str]); 5] = [
 ];
 
 /// Scenarios, and what the names of their figures have in them, for README and the man pages.
-const HEADLINES: [(&str, &str); 25] = [
+const HEADLINES: [(&str, &str); 27] = [
     ("start", ""),
     ("respawn", "kill -9 to"),
     ("idle", "PSS"),
@@ -46,7 +46,9 @@ const HEADLINES: [(&str, &str); 25] = [
     ("touch", "idle: RSS"),
     ("nfs", ""),
     ("repl", ""),
-    ("app", ""),
+    ("app", "requests"),
+    ("app", "1+1"),
+    ("app", "more RSS"),
 ];
 
 /// What the machine itself takes, without anybody's program: nobody is better.
@@ -63,6 +65,8 @@ struct Line<'a> {
     unit: &'a str,
     ours: Vec<&'a Record>,
     others: Vec<&'a Record>,
+    /// Those that never do it.
+    never: Vec<&'a str>,
 }
 
 /// True when `one` is the better one of the two.
@@ -88,6 +92,7 @@ fn lines<'a>(all: &'a [Record], scenario: &'a str) -> Vec<Line<'a>> {
                     unit: &one.unit,
                     ours: Vec::new(),
                     others: Vec::new(),
+                    never: Vec::new(),
                 });
                 lines.last_mut().unwrap()
             }
@@ -100,6 +105,9 @@ fn lines<'a>(all: &'a [Record], scenario: &'a str) -> Vec<Line<'a>> {
     }
     for line in &mut lines {
         line.others.sort_by(|one, other| order(one, other));
+        let of_it = |one: &&Record| one.scenario == scenario && one.note.starts_with("never");
+        let never = all.iter().filter(of_it);
+        line.never = never.map(|one| one.subject.as_str()).collect();
     }
     lines.retain(|line| !line.ours.is_empty());
     lines
@@ -131,7 +139,8 @@ impl Line<'_> {
     fn other(&self) -> String {
         let each =
             (self.others.iter()).map(|one| format!("{} {}", one.subject, number(one.median())));
-        each.collect::<Vec<_>>().join("; ")
+        let never = self.never.iter().map(|name| format!("{name} never"));
+        each.chain(never).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -164,7 +173,7 @@ pub fn markdown(all: &[Record], date: &str) -> String {
                 line.scenario,
                 line.name(),
                 line.own(),
-                line.other()
+                in_table(&line.other())
             );
         }
     }

@@ -58,6 +58,11 @@ pub fn ours<'a>(all: &'a [Record], scenario: &str, figure: &str) -> Option<&'a R
         .find(|one| one.scenario == scenario && one.figure == figure && one.is_ours())
 }
 
+/// Within a table of Markdown.
+pub fn in_table(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
 /// A number with as many digits as tell something.
 pub fn number(value: f64) -> String {
     let size = value.abs();
@@ -146,7 +151,7 @@ pub fn markdown(all: &[Record], heading: &str, versions: &str) -> String {
                 let _ = writeln!(
                     text,
                     "| {name} | {} | {least} | {} | {most} | {} |",
-                    one.subject,
+                    in_table(&one.subject),
                     number(one.median()),
                     ratio(one, own)
                 );
