@@ -190,17 +190,13 @@ pub fn page(all: &[Record], tool: &str, date: &str) -> String {
     let scenarios = TOOLS.iter().find(|(name, _)| *name == tool);
     let scenarios = scenarios.map_or(&[][..], |(_, scenarios)| scenarios);
     for line in headlines(all, scenarios) {
-        let other = match line.other() {
-            other if other.is_empty() => other,
-            other => format!(";\n{}", escaped(&other)),
-        };
-        let _ = writeln!(
-            text,
-            ".It\n{} ({}):\n{}{other}",
-            escaped(&line.name()),
-            line.scenario,
-            escaped(&line.own())
-        );
+        let _ = write!(text, ".It\n{} ({}):", escaped(&line.name()), line.scenario);
+        // A line for each: none is longer than mandoc's 80 bytes.
+        let all = format!("ours {}; {}", line.own(), line.other());
+        let list: Vec<&str> = all.split("; ").filter(|one| !one.is_empty()).collect();
+        text.push('\n');
+        text.push_str(&escaped(&list.join(";\n")));
+        text.push('\n');
     }
     text.push_str(".El\n");
     text
