@@ -1806,7 +1806,12 @@ fn one_worker_more_and_one_fewer_but_never_the_last() {
 
 #[test]
 fn hup_reloads_unless_it_was_ignored_at_the_start() {
-    let mut run = brief(["-n", "1", "sleep", "1000"]).start();
+    // Also where these tests were started by nohup.
+    let mut run = Run::new("env")
+        .args(["--default-signal=HUP", SPAWNWORK])
+        .args(["--ready", "alive:100ms", "--probation", "100ms"])
+        .args(["-n", "1", "sleep", "1000"])
+        .start();
     run.event("generation-serving");
     run.signal(Signal::SIGHUP);
     run.event("reload-committed");
