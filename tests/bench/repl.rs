@@ -37,7 +37,7 @@ const TRIPS: usize = 2000;
 const SESSIONS: usize = 100;
 /// The load on the app, for one figure.
 const LOAD: Duration = Duration::from_secs(3);
-const PAIRS: usize = 10;
+const PAIRS: usize = 7;
 
 fn program() -> PathBuf {
     let root = kit::root().canonicalize().unwrap();

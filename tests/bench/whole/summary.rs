@@ -21,7 +21,7 @@ pub const TOOLS: [(&str, &[&str]); 5] = [
 ];
 
 /// Scenarios, and what the names of their figures have in them, for README and the man pages.
-const HEADLINES: [(&str, &str); 27] = [
+const HEADLINES: [(&str, &str); 28] = [
     ("start", ""),
     ("respawn", "kill -9 to"),
     ("idle", "PSS"),
@@ -32,7 +32,8 @@ const HEADLINES: [(&str, &str); 27] = [
     ("reload", "failed"),
     ("crash", ""),
     ("master", ""),
-    ("deploys", ""),
+    ("deploys", "failed requests"),
+    ("deploys", "not said"),
     ("logs", "lines of 100 B, tmpfs"),
     ("logs", "lines of 64 KiB, tmpfs"),
     ("logs", "a lone"),
@@ -183,14 +184,18 @@ pub fn markdown(all: &[Record], date: &str) -> String {
 
 /// The same for its man page, in mdoc(7).
 pub fn page(all: &[Record], tool: &str, date: &str) -> String {
-    let escaped = |text: &str| text.replace('\\', "\\e").replace('-', "\\-");
+    let escaped = |text: &str| {
+        text.replace('\\', "\\e")
+            .replace('-', "\\-")
+            .replace("()", "\\&()")
+    };
     let mut text = format!(
         "Medians of\n.Ql make bench\non {date} UTC, ours first, then the others, the best one first.\n.Bl -bullet -compact\n"
     );
     let scenarios = TOOLS.iter().find(|(name, _)| *name == tool);
     let scenarios = scenarios.map_or(&[][..], |(_, scenarios)| scenarios);
     for line in headlines(all, scenarios) {
-        let _ = write!(text, ".It\n{} ({}):", escaped(&line.name()), line.scenario);
+        let _ = write!(text, ".It\n{}\n({}):", escaped(&line.name()), line.scenario);
         // A line for each: none is longer than mandoc's 80 bytes.
         let all = format!("ours {}; {}", line.own(), line.other());
         let list: Vec<&str> = all.split("; ").filter(|one| !one.is_empty()).collect();
