@@ -12,7 +12,9 @@ const ROW: f64 = 18.0;
 const GAP: f64 = 26.0;
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
+    // Code is marked so in Markdown alone.
+    text.replace('`', "")
+        .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
 }
