@@ -878,7 +878,7 @@ fn a_disk_with_errors_costs_no_request_and_no_line() {
     let faults = Faults::of(&calls);
     let home = Home::new();
     let disk = Fuse::faulty(&faults);
-    let mut chain = on_disk(&home, &disk);
+    let chain = on_disk(&home, &disk);
     let load = home.load();
     load.answer(30);
     for (step, (call, error, said)) in DISK.iter().enumerate() {
