@@ -283,20 +283,77 @@ fn thirty_deaths_at_any_moment_of_a_reload_leave_nobody_with_die() {
             .arg_list(&program)
             .env("PORT", free_port().to_string());
         let mut master = brood.run(run).start();
-        // Before anything, too: while the first workers are made.
-        let of_the_start = round % 10 == 9;
-        if of_the_start {
-            master.event("started");
-        } else {
-            master.event("generation-serving");
-            master.signal(Signal::SIGUSR2);
-        }
-        let moment = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let most = if of_the_start { 20 } else { 500 };
-        std::thread::sleep(Duration::from_millis(moment % most));
+        master.event("generation-serving");
+        master.signal(Signal::SIGUSR2);
+        std::thread::sleep(Duration::from_millis(random(round) % 500));
         kill_master(&mut master);
         brood.only(&BTreeSet::new());
     }
+}
+
+fn random(round: u64) -> u64 {
+    round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
+}
+
+// Edge case 26.
+#[test]
+fn a_death_while_the_first_workers_are_made_leaves_nobody_with_die() {
+    let _alone = alone();
+    let shell = "trap '' TERM HUP; sleep 1000 & while :; do sleep 1000; done";
+    // A worker is often ahead of its master only where there are fewer processors than work.
+    let others = Brood::new();
+    let mut busy: Vec<Running> = (0..6)
+        .map(|_| {
+            let run = Run::new("sh").args(["-c", "while :; do :; done"]);
+            others.run(run).start()
+        })
+        .collect();
+    for round in 0..30 {
+        let brood = Brood::new();
+        let run = spawnwork(["-n", "20", "--orphans", "die", "--ready", "alive:50ms"])
+            .arg_list(&["sh", "-c", shell]);
+        let mut master = brood.run(run).start();
+        master.event("started");
+        std::thread::sleep(Duration::from_millis(random(round) % 100));
+        kill_master(&mut master);
+        brood.only(&BTreeSet::new());
+    }
+    busy.iter_mut().for_each(kill_master);
+}
+
+#[test]
+fn with_die_a_check_goes_too_and_what_it_has_started() {
+    let (brood, dir) = (Brood::new(), Dir::new());
+    let check = "sleep 1000 & sleep 1000; true";
+    let run = |options: &[&str]| {
+        let run = spawnwork(["-n", "1", "--orphans", "die", "--ready-timeout", "600s"]);
+        let run = run.args(options).args(["--", "sleep", "1000"]);
+        brood.run(run.dir(dir.path())).start()
+    };
+    // Two sleeps of the check, its shell, the worker and the master.
+    let mut master = run(&["--ready", &format!("exec:{check}")]);
+    eventually("a check of readiness at work", || {
+        (brood.pids().len() == 5).then_some(())
+    });
+    kill_master(&mut master);
+    brood.only(&BTreeSet::new());
+
+    let options = [
+        "--ready",
+        "alive:50ms",
+        "--check",
+        "test ! -e bad || { CHECK }",
+    ];
+    let command = options[3].replace("CHECK", &format!("{check};"));
+    let mut master = run(&[options[0], options[1], options[2], &command]);
+    master.event("generation-serving");
+    std::fs::write(dir.path().join("bad"), "").unwrap();
+    master.signal(Signal::SIGUSR2);
+    eventually("a check of the release at work", || {
+        (brood.pids().len() == 5).then_some(())
+    });
+    kill_master(&mut master);
+    brood.only(&BTreeSet::new());
 }
 
 trait ArgList {

@@ -31,6 +31,9 @@ pub struct Image {
     /// The signal that the child gets when this process dies (PR_SET_PDEATHSIG); with 0 it gets none,
     /// and only executes nothing if this process is gone by then.
     pub death_signal: Option<c_int>,
+    /// The read end of a pipe, among `descriptors` too, that kills the group of the child when its last write
+    /// end closes (`own_group`): that of this process, if nobody else has one for longer than until an exec.
+    pub lifeline: Option<RawFd>,
     /// The cgroup to be born in, an open directory of cgroup v2. For a process with one thread only:
     /// see [`clone_into`]. That it cannot be had does not keep the program from being started.
     pub cgroup: Option<RawFd>,
@@ -335,6 +338,29 @@ pub fn extended_attribute(fd: BorrowedFd<'_>, name: &std::ffi::CStr) -> Option<V
     value.get(..length).map(<[u8]>::to_vec)
 }
 
+/// Makes the kernel kill the caller's process group, of which it is the leader, when the last write end of a
+/// pipe closes: its read end is given the group as owner, and SIGKILL as its signal (F_SETOWN, F_SETSIG,
+/// O_ASYNC of fcntl(2)). It works for as long as anybody holds this open read end.
+///
+/// The child does it, for then there is no moment in which its program runs and is not tied: the copy of the
+/// write end that fork gave it closes with its exec, so that its parent's death before that is noticed there.
+/// Before it changes its user: the signal is sent with the rights of the one who asked for it.
+///
+/// # Safety
+/// Between fork and exec: three bare system calls, with integers. What fails is left: PR_SET_PDEATHSIG is
+/// there too.
+unsafe fn kill_group_at_hangup(reader: RawFd) {
+    // SAFETY: as above.
+    unsafe {
+        libc::fcntl(reader, libc::F_SETOWN, -libc::getpid());
+        libc::fcntl(reader, F_SETSIG, libc::SIGKILL);
+        libc::fcntl(reader, libc::F_SETFL, libc::O_ASYNC);
+    }
+}
+
+/// asm-generic/fcntl.h; the library does not name it for every target.
+const F_SETSIG: c_int = 10;
+
 /// The child's way from fork to exec. Returns only when a step failed, after it told the parent.
 #[allow(clippy::too_many_arguments)]
 fn child(
@@ -364,6 +390,9 @@ fn child(
         }
         if image.own_group && libc::setpgid(0, 0) != 0 {
             return failed(Step::Group, pipe);
+        }
+        if let Some(reader) = image.lifeline {
+            kill_group_at_hangup(reader);
         }
         if image.session != Session::Ours && libc::setsid() < 0 {
             return failed(Step::Session, pipe);
@@ -582,30 +611,6 @@ pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the kernel just made it; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy as RawFd) })
 }
-
-/// Makes the kernel kill a process group when the last write end of a pipe closes: the pipe's read end
-/// `fd` is given the group as owner, and SIGKILL as its signal (F_SETOWN, F_SETSIG, O_ASYNC of
-/// fcntl(2)). It works for as long as anybody holds this open read end.
-///
-/// # Errors
-/// ESRCH when there is no such process any more.
-pub fn kill_group_at_hangup(fd: BorrowedFd<'_>, group: i32) -> io::Result<()> {
-    let fd = fd.as_raw_fd();
-    // SAFETY: fcntl with integers on an open descriptor.
-    let done = unsafe {
-        libc::fcntl(fd, libc::F_SETOWN, -group) == 0
-            && libc::fcntl(fd, F_SETSIG, libc::SIGKILL) == 0
-            && libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC) == 0
-    };
-    if done {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// asm-generic/fcntl.h; the library does not name it for every target.
-const F_SETSIG: c_int = 10;
 
 /// Takes over a descriptor that this process was started with, and marks it close-on-exec.
 /// `None` when the number is not open. Each number may be adopted once; the caller keeps that book.

@@ -1,6 +1,7 @@
 //! `--check`: a command that looks at a release before any worker of it is started.
 
 use crate::launch;
+use crate::lifeline::Lifeline;
 use crate::output::{Output, Readout, Stream, Which};
 use crate::run::{Master, Token};
 use common::child::Child;
@@ -74,8 +75,10 @@ impl Master {
             writer.as_raw_fd(),
             writer.as_raw_fd(),
         ];
-        let image =
-            launch::check_image(&self.plan, self.generation(generation)?, command, standard)?;
+        let reader = self.lifeline.as_ref().and_then(Lifeline::reader);
+        let lifeline = reader.as_ref().map(AsRawFd::as_raw_fd);
+        let release = self.generation(generation)?;
+        let image = launch::check_image(&self.plan, release, command, standard, lifeline)?;
         let child = Child::start(&image).doing("start --check")?;
         self.events
             .add(&stream, Token::Check.number(), Interest::Read)?;

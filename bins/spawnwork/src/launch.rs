@@ -317,6 +317,7 @@ pub fn image(plan: &Plan, who: Who<'_>, given: &Given<'_>) -> Result<Image> {
             // It goes on; but what is not a worker yet when we die is to be none: nobody would find it.
             (OrphansArg::Adopt, _) => Some(0),
         },
+        lifeline: given.lifeline,
         cgroup: given.cgroup,
         borrows_memory: false,
     })
@@ -331,6 +332,7 @@ pub fn check_image(
     generation: &Generation,
     command: &str,
     standard: [RawFd; 3],
+    lifeline: Option<RawFd>,
 ) -> Result<Image> {
     let who = Who {
         id: 0,
@@ -353,9 +355,11 @@ pub fn check_image(
         environment: pairs(environment)?,
         descriptors: standard
             .iter()
+            .chain(&lifeline)
             .enumerate()
             .map(|(number, fd)| (*fd, number as RawFd))
             .collect(),
+        lifeline,
         directory: generation.directory.as_ref().map(|(fd, _)| fd.as_raw_fd()),
         identity: plan
             .user

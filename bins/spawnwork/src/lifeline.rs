@@ -2,13 +2,14 @@
 //!
 //! PR_SET_PDEATHSIG reaches the worker alone. But a pipe that we alone can write to hangs up with our
 //! end, whatever ends us, and a read end of it can have a process group for its owner, and KILL for the
-//! signal that it gets then. Each worker holds such a read end, and never reads it.
+//! signal that it gets then. Each worker holds such a read end, and never reads it; what ties its group to it
+//! is done before its program runs (`Image::lifeline`).
 
 use crate::state::{Open, Taken};
 use common::error::{Doing, Result};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// A pipe whose write end nobody else gets.
 #[derive(Debug)]
@@ -50,10 +51,4 @@ impl Lifeline {
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         nix::fcntl::open(path.as_str(), flags, Mode::empty()).ok()
     }
-}
-
-/// From now on the group of `worker`, which was given a copy of `reader`, ends with us.
-pub fn tie(reader: &OwnedFd, worker: i32) {
-    // ESRCH: it is gone by now. Nothing else can fail.
-    let _ = common::sys::kill_group_at_hangup(reader.as_fd(), worker);
 }

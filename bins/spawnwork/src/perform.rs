@@ -3,7 +3,7 @@
 use crate::cli::Ready;
 use crate::control::Begun;
 use crate::launch::{self, Given, Who, expand_with};
-use crate::lifeline::{self, Lifeline};
+use crate::lifeline::Lifeline;
 use crate::node::channel;
 use crate::output::{Stream, Which};
 use crate::plan::{Node, Readiness};
@@ -183,9 +183,6 @@ impl Master {
         }
         let child = started?;
         let cgroup = cgroup.map(|cgroup| cgroup.with_certainty(child.in_cgroup()));
-        if let Some(reader) = lifeline {
-            lifeline::tie(&reader, child.pid());
-        }
         let started = Instant::now();
         drop(kept);
 
@@ -318,12 +315,17 @@ impl Master {
             .collect();
         environment.push(text(format!("PID={}", worker.child.pid())));
         environment.push(text(format!("WORKER_ID={}", worker.slot)));
+        let reader = self.lifeline.as_ref().and_then(Lifeline::reader);
+        let lifeline = reader.as_ref().map(AsRawFd::as_raw_fd);
+        let mut descriptors = vec![(self.null.as_raw_fd(), 0), (2, 1), (2, 2)];
+        descriptors.extend(lifeline.map(|fd| (fd, common::fds::FIRST)));
         let image = Image {
             candidates: vec![c"/bin/sh".to_owned()],
             arguments: vec![c"sh".to_owned(), c"-c".to_owned(), text(command.to_owned())],
             environment,
-            descriptors: vec![(self.null.as_raw_fd(), 0), (2, 1), (2, 2)],
+            descriptors,
             own_group: true,
+            lifeline,
             identity: self
                 .plan
                 .user
