@@ -202,6 +202,50 @@ fn heartbeat_says_that_it_cannot_check_and_raises_no_alarm() {
 }
 
 #[test]
+fn heartbeat_without_descriptors_declares_nobody_dead_who_is_named_by_a_number() {
+    const ROWS: &[Row] = &[
+        ("openat", Errno::EMFILE, 100, ": metrics-failed "),
+        ("openat", Errno::ENOMEM, 100, ": metrics-failed "),
+        ("pidfd_open", Errno::EMFILE, 100, ""),
+    ];
+    let dir = Dir::new();
+    let mut watched = Run::new("sleep").arg("1000").start();
+    let number = watched.pid().to_string();
+    // The rows are to fail a call at least once: a command needs a pidfd.
+    let mut subject = Subject::new("heartbeat", ROWS, &[], |run| {
+        run.args(["--pid", &number, "--exec", "true", "--interval", "50ms"])
+            .args(["--start-interval", "50ms", "--fails", "1", "--verbose"])
+            .args(["--metrics", "m.prom", "--on-fail", "touch acted"])
+            .dir(dir.path())
+    });
+    subject.running.out_line("up", |line| line.contains(" UP "));
+    subject.befallen(
+        |_| {},
+        |running| {
+            let from = running.out().len();
+            eventually("a check of the process", || {
+                running.out()[from..].contains("ok   process").then_some(())
+            });
+        },
+    );
+    let said = subject.said();
+    assert!(
+        !said.contains(" DOWN ") && !dir.path().join("acted").exists(),
+        "{said}"
+    );
+    // And one who has died is still found out, with the same words as ever.
+    watched.signal(nix::sys::signal::Signal::SIGKILL);
+    watched.end();
+    subject.running.out_line("down", |line| {
+        line.contains(" DOWN ") && line.contains("has ended")
+    });
+    eventually("the action", || {
+        dir.path().join("acted").exists().then_some(())
+    });
+    subject.running.stop();
+}
+
+#[test]
 fn watchtouch_acts_in_the_end() {
     const ROWS: &[Row] = &[
         ("clone", Errno::EAGAIN, 100, ": action-failed "),

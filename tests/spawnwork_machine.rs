@@ -319,6 +319,36 @@ fn without_a_free_descriptor_connections_wait_and_the_master_does_not_spin() {
 
 // Edge case 46.
 #[test]
+fn what_a_worker_left_behind_is_looked_for_again_when_there_are_descriptors() {
+    let mut master = Run::new(SPAWNWORK)
+        .args(["-n", "1", "--ready", "alive:100ms", "--probation", "100ms"])
+        .args(["--", "sh", "-c", "sleep 1000 & exec sleep 2000"])
+        .start();
+    let worker: i32 = field(&master.event("worker-ready"), "pid").parse().unwrap();
+    master.event("generation-serving");
+    let left = *kit::run::children_of(worker).first().unwrap();
+    let taken = |fd: &usize| Path::new(&format!("/proc/{}/fd/{fd}", master.pid())).exists();
+    let free = (0..).find(|fd| !taken(fd)).unwrap();
+    limit_descriptors(master.pid(), &format!("{free}:"));
+    kill(Pid::from_raw(worker), Signal::SIGKILL).unwrap();
+    master.event("worker-exited");
+    let (before, end) = (ticks(master.pid()), Instant::now() + Duration::from_secs(2));
+    eventually("two seconds", || (Instant::now() > end).then_some(()));
+    let taken = ticks(master.pid()) - before;
+    assert!(taken < 40, "{taken} ticks of 200");
+    limit_descriptors(master.pid(), "1024:");
+    eventually("the end of what was left behind", || {
+        (!Path::new(&format!("/proc/{left}")).exists()).then_some(())
+    });
+    eventually("the end of the dead worker", || {
+        (!Path::new(&format!("/proc/{worker}")).exists()).then_some(())
+    });
+    master.event("worker-ready");
+    assert_eq!(master.stop(), 0);
+}
+
+// Edge case 46.
+#[test]
 fn without_a_free_descriptor_scripts_of_npm_are_turned_away() {
     let (dir, port) = (Dir::new(), free_port());
     dir.write(

@@ -2,6 +2,7 @@
 
 use crate::exit::End;
 use crate::sys::{self, Forked, Image, Reap, Step, Which};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::unistd::Pid;
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read};
@@ -259,13 +260,13 @@ impl Peer {
         let _ = sys::pidfd_send_signal(self.pidfd.as_fd(), signal);
     }
 
-    /// It still exists (and is no zombie).
+    /// It still exists (and is no zombie): a pidfd is readable from the end of its process on
+    /// (pidfd_open(2)). That needs no descriptor, which may be what is short.
     #[must_use]
     pub fn alive(&self) -> bool {
-        // EPERM: it is somebody else's, but it is there.
-        let gone = sys::pidfd_send_signal(self.pidfd.as_fd(), 0)
-            .is_err_and(|why| why.raw_os_error() == Some(libc::ESRCH));
-        !gone && stat(self.pid).is_some_and(|stat| stat.state != b'Z')
+        let mut asked = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        // An error says nothing about it.
+        nix::poll::poll(&mut asked, PollTimeout::ZERO).map_or(true, |ended| ended == 0)
     }
 }
 
@@ -291,7 +292,16 @@ pub struct Stat {
 /// Reads /proc/PID/stat; `None` without /proc or when it is gone.
 #[must_use]
 pub fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    read_stat(pid).ok()
+}
+
+/// The same, and why it is not to be had.
+///
+/// # Errors
+/// ENOENT or ESRCH: there is no such process, or it is hidden (proc(5), `hidepid`); EMFILE, ENFILE, ENOMEM.
+pub fn read_stat(pid: i32) -> io::Result<Stat> {
+    let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+    parse_stat(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The text of it. The command's name may hold anything, parentheses too: everything counts from the last one.
@@ -392,37 +402,65 @@ pub struct Trace {
     pub marks: Vec<String>,
 }
 
-/// What processes left behind, in one look through all of them: members of their groups, and orphans that
-/// came to us, the subreaper, and whose environment holds all marks of one. Each is held by a pidfd, and
-/// looked at again after that.
-pub fn leftovers(traces: &[Trace], known: impl Fn(i32) -> bool) -> Vec<Peer> {
-    let own = std::process::id() as i32;
-    let wanted = |pid: i32| {
-        stat(pid).is_some_and(|stat| {
-            let in_group = || traces.iter().any(|trace| trace.group == stat.group);
-            let marked = || {
-                stat.parent == own
-                    && environment(pid)
-                        .is_some_and(|all| traces.iter().any(|trace| has_all(&all, &trace.marks)))
-            };
-            stat.state != b'Z' && !known(pid) && (in_group() || marked())
-        })
-    };
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|pid| *pid != own && wanted(*pid))
-        .filter_map(|pid| {
-            let pidfd = sys::pidfd_open(pid).ok()?;
-            wanted(pid).then_some(Peer { pid, pidfd })
-        })
-        .collect()
+/// What processes left behind.
+#[derive(Debug, Default)]
+pub struct Leftovers {
+    /// Each is held by a pidfd, and was looked at again after that.
+    pub peers: Vec<Peer>,
+    /// There may be more: descriptors or memory did not suffice to look at all of them (EMFILE, ENFILE, ENOMEM).
+    pub more: bool,
 }
 
-fn environment(pid: i32) -> Option<Vec<u8>> {
-    std::fs::read(format!("/proc/{pid}/environ")).ok()
+/// Looks through all processes once, for members of those groups, and for orphans that came to us, the subreaper,
+/// and whose environment holds all marks of one.
+pub fn leftovers(traces: &[Trace], known: impl Fn(i32) -> bool) -> Leftovers {
+    let own = std::process::id() as i32;
+    let wanted = |pid: i32| -> io::Result<bool> {
+        let stat = read_stat(pid)?;
+        if stat.state == b'Z' || known(pid) {
+            return Ok(false);
+        }
+        if traces.iter().any(|trace| trace.group == stat.group) {
+            return Ok(true);
+        }
+        if stat.parent != own {
+            return Ok(false);
+        }
+        let all = std::fs::read(format!("/proc/{pid}/environ"))?;
+        Ok(traces.iter().any(|trace| has_all(&all, &trace.marks)))
+    };
+    let held = |pid: i32| -> io::Result<Option<Peer>> {
+        if pid == own || !wanted(pid)? {
+            return Ok(None);
+        }
+        let peer = Peer::open(pid)?;
+        Ok(wanted(pid)?.then_some(peer))
+    };
+    let mut found = Leftovers::default();
+    let entries = match std::fs::read_dir("/proc") {
+        Ok(entries) => entries,
+        Err(why) => {
+            found.more = is_our_want(&why);
+            return found;
+        }
+    };
+    for pid in entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()) {
+        match held(pid) {
+            Ok(peer) => found.peers.extend(peer),
+            // Most often it has ended meanwhile.
+            Err(why) => found.more |= is_our_want(&why),
+        }
+    }
+    found
+}
+
+/// Nothing was learnt, for lack of descriptors or memory of our own.
+#[must_use]
+pub fn is_our_want(why: &io::Error) -> bool {
+    matches!(
+        why.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+    )
 }
 
 fn has_all(environment: &[u8], marks: &[String]) -> bool {

@@ -1,7 +1,8 @@
 //! Another program's process, named by a number or a pid file: held by a pidfd, looked at before it is
 //! trusted, and never signalled by a bare number.
 
-use crate::child::{Peer, Stat, stat};
+use crate::child::{Peer, is_our_want, read_stat, stat};
+use crate::error::describe;
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -30,6 +31,45 @@ impl fmt::Display for Name {
     }
 }
 
+/// Why a process was not found, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfound {
+    /// No pid file, no number in it, pid 1, no such process, or a process that began after the pid file was
+    /// written, so that its number has been used again.
+    Gone(String),
+    /// For lack of descriptors or memory of our own, or of rights, nobody could look: nothing is known of it.
+    Unseen(String),
+}
+
+impl Unfound {
+    /// What an error on `what` means.
+    fn new(what: impl fmt::Display, why: &io::Error) -> Unfound {
+        let text = format!("{what}: {}", describe(why));
+        if is_our_want(why) {
+            Unfound::Unseen(text)
+        } else {
+            Unfound::Gone(text)
+        }
+    }
+
+    /// The same, of a pid that stands in a file.
+    fn in_file(self, path: &Path) -> Unfound {
+        let more = |why: String| format!("{}: {why}", path.display());
+        match self {
+            Unfound::Gone(why) => Unfound::Gone(more(why)),
+            Unfound::Unseen(why) => Unfound::Unseen(more(why)),
+        }
+    }
+}
+
+impl fmt::Display for Unfound {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unfound::Gone(why) | Unfound::Unseen(why) => formatter.write_str(why),
+        }
+    }
+}
+
 /// A process that is the one that was meant, as far as anybody can tell.
 #[derive(Debug)]
 pub struct Watched {
@@ -41,9 +81,8 @@ impl Watched {
     /// Finds the process of a name, holds it, and then looks whether it is the one that is meant.
     ///
     /// # Errors
-    /// In words: no pid file, no number in it, pid 1, no such process, or a process that began after the
-    /// pid file was written, so that its number has been used again.
-    pub fn find(name: &Name) -> Result<Watched, String> {
+    /// Each of [`Unfound`].
+    pub fn find(name: &Name) -> Result<Watched, Unfound> {
         match name {
             Name::Number(pid) => Watched::hold(*pid),
             Name::File(path) => Watched::of_file(path),
@@ -53,41 +92,50 @@ impl Watched {
     /// Holds a process by its number.
     ///
     /// # Errors
-    /// In words: pid 1 or less, no such process, a zombie.
-    pub fn hold(pid: i32) -> Result<Watched, String> {
+    /// [`Unfound`]: pid 1 or less, no such process, a zombie; or it could not be looked at.
+    pub fn hold(pid: i32) -> Result<Watched, Unfound> {
         if pid <= 1 {
-            return Err(format!("pid {pid} is refused: nobody means that one"));
+            let why = format!("pid {pid} is refused: nobody means that one");
+            return Err(Unfound::Gone(why));
         }
         let peer = Peer::open(pid).map_err(|why| match why.raw_os_error() {
-            Some(libc::ESRCH | libc::EINVAL) => format!("no process has pid {pid}"),
-            _ => format!("pid {pid}: {}", crate::error::describe(&why)),
+            Some(libc::ESRCH | libc::EINVAL) => Unfound::Gone(format!("no process has pid {pid}")),
+            _ => Unfound::new(format_args!("pid {pid}"), &why),
         })?;
-        match stat(pid) {
-            Some(Stat { state, start, .. }) if state != b'Z' && peer.alive() => {
-                Ok(Watched { peer, start })
-            }
-            _ => Err(format!("pid {pid} has ended")),
+        let stat = read_stat(pid);
+        if !peer.alive() {
+            return Err(Unfound::Gone(format!("pid {pid} has ended")));
+        }
+        match stat {
+            Ok(stat) => Ok(Watched {
+                peer,
+                start: stat.start,
+            }),
+            Err(why) => Err(Unfound::Unseen(format!(
+                "pid {pid}: /proc/{pid}/stat: {}",
+                describe(&why)
+            ))),
         }
     }
 
-    fn of_file(path: &Path) -> Result<Watched, String> {
-        let said = |why: &io::Error| format!("{}: {}", path.display(), crate::error::describe(why));
+    fn of_file(path: &Path) -> Result<Watched, Unfound> {
         let pid = pid_in(path)?;
-        let written = std::fs::metadata(path).map_err(|why| said(&why))?;
+        let written = std::fs::metadata(path).map_err(|why| Unfound::new(path.display(), &why))?;
         if !written.is_file() {
-            return Err(format!("{}: it is no regular file", path.display()));
+            let why = format!("{}: it is no regular file", path.display());
+            return Err(Unfound::Gone(why));
         }
-        let watched = Watched::hold(pid).map_err(|why| format!("{}: {why}", path.display()))?;
+        let watched = Watched::hold(pid).map_err(|why| why.in_file(path))?;
         // Anything that makes the file look older than it is has us refuse, which hurts nobody.
         let written = Duration::new(
             u64::try_from(written.mtime()).unwrap_or(0),
             u32::try_from(written.mtime_nsec()).unwrap_or(0),
         );
         match watched.started() {
-            Some(started) if started > written + SLACK => Err(format!(
+            Some(started) if started > written + SLACK => Err(Unfound::Gone(format!(
                 "{}: pid {pid} was given to another process after the file was written",
                 path.display()
-            )),
+            ))),
             Some(_) | None => Ok(watched),
         }
     }
@@ -134,13 +182,12 @@ impl Watched {
 /// The number that stands in a pid file.
 ///
 /// # Errors
-/// In words: no file, no number.
-pub fn pid_in(path: &Path) -> Result<i32, String> {
-    let said = |why: &io::Error| format!("{}: {}", path.display(), crate::error::describe(why));
-    let text = read_start(path).map_err(|why| said(&why))?;
+/// [`Unfound`]: no file, no number; or it could not be looked at.
+pub fn pid_in(path: &Path) -> Result<i32, Unfound> {
+    let text = read_start(path).map_err(|why| Unfound::new(path.display(), &why))?;
     text.trim()
         .parse()
-        .map_err(|_| format!("{}: no pid stands there", path.display()))
+        .map_err(|_| Unfound::Gone(format!("{}: no pid stands there", path.display())))
 }
 
 /// The line with the number is never longer, in bytes.
@@ -204,19 +251,30 @@ mod tests {
         let own = std::process::id() as i32;
         assert_eq!(Watched::hold(own).unwrap().pid(), own);
         for pid in [1, 0, -1] {
-            assert!(Watched::hold(pid).unwrap_err().contains("refused"));
+            assert!(
+                Watched::hold(pid)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("refused")
+            );
         }
         // No pid is as high as that (proc_sys_kernel(5)).
         assert!(
             Watched::hold(2_000_000_000)
                 .unwrap_err()
+                .to_string()
                 .contains("no process")
         );
         let directory = std::env::temp_dir().join(format!("watched-{own}"));
         std::fs::create_dir_all(&directory).unwrap();
         let file = directory.join("pid");
         let name = Name::File(file.clone());
-        assert!(Watched::find(&name).unwrap_err().contains("no such file"));
+        assert!(
+            Watched::find(&name)
+                .unwrap_err()
+                .to_string()
+                .contains("no such file")
+        );
         for (text, part) in [
             ("", "no pid"),
             ("x\n", "no pid"),
@@ -224,7 +282,10 @@ mod tests {
             ("-7", "refused"),
         ] {
             std::fs::write(&file, text).unwrap();
-            assert!(Watched::find(&name).unwrap_err().contains(part), "{text:?}");
+            assert!(
+                Watched::find(&name).unwrap_err().to_string().contains(part),
+                "{text:?}"
+            );
         }
         std::fs::write(&file, format!(" {own}\n")).unwrap();
         assert_eq!(Watched::find(&name).unwrap().pid(), own);
@@ -232,7 +293,7 @@ mod tests {
         std::fs::write(&file, [format!("{own}\n").as_bytes(), &[0xc3; 80]].concat()).unwrap();
         assert_eq!(pid_in(&file), Ok(own));
         std::fs::write(&file, format!("{}{own}", " ".repeat(62))).unwrap();
-        assert!(pid_in(&file).unwrap_err().contains("no pid"));
+        assert!(pid_in(&file).unwrap_err().to_string().contains("no pid"));
         std::fs::remove_dir_all(directory).unwrap();
     }
 

@@ -25,7 +25,7 @@ use common::limiter::{Leave, Limiter};
 use common::signal::{Received, Sender, Signals};
 use common::time::{random, say};
 use common::wait::{Interest, Loop, Wake};
-use common::watched::{Name, Watched};
+use common::watched::{Name, Unfound, Watched};
 use common::wrap::{self, Wrapped};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
@@ -248,7 +248,7 @@ struct Beating {
     last_latency: Duration,
     down_since: Option<Instant>,
     /// Why the service's process is gone.
-    gone: String,
+    gone: Option<Unfound>,
     /// The process that was seen last.
     seen: Option<(i32, u64)>,
     /// Counters when the last good round began, and the one before it.
@@ -267,13 +267,6 @@ struct Beating {
     settled: bool,
     started: Instant,
     lock: Option<PidFile>,
-}
-
-/// That a process is not found for lack of descriptors or memory of our own: nothing is known of it.
-fn is_our_want(why: &str) -> bool {
-    [nix::Error::EMFILE, nix::Error::ENFILE, nix::Error::ENOMEM]
-        .iter()
-        .any(|error| why.ends_with(&describe(&(*error).into())))
 }
 
 impl Beating {
@@ -380,7 +373,7 @@ impl Beating {
             last_failure: None,
             last_latency: Duration::ZERO,
             down_since: None,
-            gone: String::new(),
+            gone: None,
             seen: None,
             base: [None; 2],
             machine_at: now,
@@ -1770,9 +1763,11 @@ impl Beating {
         match &self.plan.service {
             Service::Named(name @ Name::Number(_)) => {
                 if self.held.is_none() {
-                    self.held = Watched::find(name).map_err(|why| self.gone = why).ok();
+                    self.held = Watched::find(name)
+                        .map_err(|why| self.gone = Some(why))
+                        .ok();
                 } else if self.held.as_ref().is_some_and(|held| !held.alive()) {
-                    self.gone = format!("{name} has ended");
+                    self.gone = Some(Unfound::Gone(format!("{name} has ended")));
                 }
             }
             Service::Named(Name::File(_)) if !self.named => return None,
@@ -1793,15 +1788,15 @@ impl Beating {
     }
 
     fn on_sought(&mut self, sought: Sought, now: Instant) {
-        self.gone.clear();
+        self.gone = None;
         self.named = true;
         match sought {
             Sought::Same => {}
             Sought::Found(found) => self.found(found),
             Sought::No(why) => {
                 // We cannot look: the process is that which was found last.
-                self.named = is_our_want(&why) && self.held.is_some();
-                self.gone = why;
+                self.named = matches!(why, Unfound::Unseen(_)) && self.held.is_some();
+                self.gone = Some(why);
             }
         }
         self.seek_is_over(now);
@@ -1818,7 +1813,8 @@ impl Beating {
         };
         let file = name.to_string();
         if self.held.is_none() {
-            self.gone = format!("{file}: it is not read in time");
+            let why = format!("{file}: it is not read in time");
+            self.gone = Some(Unfound::Gone(why));
         }
         self.voice.say(
             Level::Warning,
@@ -1910,19 +1906,13 @@ impl Beating {
         {
             self.sample_at = Some(now + period);
         }
+        let gone = |why: String| Verdict::Failed(Failure::new(Reason::Gone, why));
         let verdict = match pid {
-            None => {
-                let why = if self.gone.is_empty() {
-                    "the process has ended".to_owned()
-                } else {
-                    self.gone.clone()
-                };
-                if is_our_want(&why) {
-                    Verdict::Unknown(why)
-                } else {
-                    Verdict::Failed(Failure::new(Reason::Gone, why))
-                }
-            }
+            None => match self.gone.clone() {
+                Some(Unfound::Unseen(why)) => Verdict::Unknown(why),
+                Some(Unfound::Gone(why)) => gone(why),
+                None => gone("the process has ended".to_owned()),
+            },
             Some(_) => match self.processes.judge() {
                 Some(failure) => Verdict::Failed(failure),
                 None => Verdict::Well,

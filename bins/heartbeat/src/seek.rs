@@ -2,7 +2,7 @@
 //! comes back from it. One thread at most hangs there; what it finds when it comes back is news.
 
 use common::aside::Aside;
-use common::watched::{Name, Watched, pid_in};
+use common::watched::{Name, Unfound, Watched, pid_in};
 use nix::sys::eventfd::EventFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub enum Sought {
     /// Another one.
     Found(Watched),
     /// None, and why.
-    No(String),
+    No(Unfound),
 }
 
 /// Who reads it.

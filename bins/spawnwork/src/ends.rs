@@ -22,7 +22,7 @@ const EXEC: Duration = Duration::from_millis(5);
 
 /// How often strangers are looked at that are to go: their pids give no event ...
 const LOOK: Duration = Duration::from_millis(50);
-/// ... and once they were killed and are still there.
+/// ... and once they were killed and are still there, or could not be looked for, for lack of descriptors.
 const LOOK_SELDOM: Duration = Duration::from_secs(1);
 
 impl Leftover {
@@ -90,6 +90,9 @@ impl Master {
                 .is_some_and(|upgrade| upgrade.pid() == pid)
             {
                 self.on_upgrade_end(now);
+            } else if self.dead.iter().any(|worker| worker.child.pid() == pid) {
+                // Its leftovers are looked for once more before its number is free; others wait behind it.
+                break;
             } else {
                 child::reap_stranger(pid);
             }
@@ -157,12 +160,13 @@ impl Master {
 
     /// What workers that have ended left behind in their cgroups, or else in their process groups or as
     /// orphans, gets TERM, and KILL when it is time. The number of a process group is safe as long as its
-    /// leader is not reaped, which comes last.
+    /// leader is not reaped, which comes last; so they stay as they are until all of it could be looked for.
     fn sweep(&mut self, now: Instant) {
         let mut dead = std::mem::take(&mut self.dead);
         if dead.is_empty() {
             return;
         }
+        let held = self.leftovers.iter().flat_map(|leftover| &leftover.peers);
         let known: BTreeSet<i32> = self
             .workers
             .values()
@@ -174,6 +178,7 @@ impl Master {
                 ]
             })
             .flatten()
+            .chain(held.map(Peer::pid))
             .collect();
         let trace = |worker: &Worker| child::Trace {
             group: worker.child.pid(),
@@ -188,8 +193,11 @@ impl Master {
         let traces: Vec<child::Trace> = dead.iter().filter(elsewhere).map(trace).collect();
         let (mut peers, cgroups) =
             cgroups::left(dead.iter_mut().filter_map(|worker| worker.cgroup.take()));
+        let mut more = false;
         if !traces.is_empty() {
-            peers.extend(child::leftovers(&traces, |pid| known.contains(&pid)));
+            let found = child::leftovers(&traces, |pid| known.contains(&pid));
+            peers.extend(found.peers);
+            more = found.more;
         }
         if !peers.is_empty() || !cgroups.is_empty() {
             for peer in &peers {
@@ -199,8 +207,25 @@ impl Master {
             let kill_at = now + self.plan.stop_timeout;
             self.leftovers.push(Leftover::new(peers, cgroups, kill_at));
         }
-        for worker in dead {
-            let _ = worker.child.reap();
+        if more {
+            // They have told their end, and would tell it all the time.
+            dead.iter()
+                .for_each(|worker| self.events.remove(&worker.child));
+            self.dead = dead;
+            self.sweep_at = Some(now + LOOK_SELDOM);
+        } else {
+            for worker in dead {
+                let _ = worker.child.reap();
+            }
+            self.sweep_at = None;
+        }
+    }
+
+    /// Looks once more for what could not be looked for, when it is time for that, or because we end.
+    pub(crate) fn on_sweep_time(&mut self, now: Instant) {
+        let due = self.sweep_at.is_some_and(|at| at <= now) || self.pool.end(now).is_some();
+        if due && !self.dead.is_empty() {
+            self.reap(now);
         }
     }
 

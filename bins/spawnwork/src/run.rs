@@ -173,6 +173,8 @@ pub struct Master {
     pub(crate) lifeline: Option<Lifeline>,
     /// Workers that have ended and are not reaped.
     pub(crate) dead: Vec<Worker>,
+    /// When what they left behind is looked for once more.
+    pub(crate) sweep_at: Option<Instant>,
     pub(crate) null: OwnedFd,
     pub(crate) started: Instant,
     pub(crate) lost: u64,
@@ -300,6 +302,7 @@ impl Master {
             orphans: Orphans::default(),
             lifeline: None,
             dead: Vec::new(),
+            sweep_at: None,
             null: std::fs::OpenOptions::new()
                 .read(true)
                 .open("/dev/null")
@@ -775,6 +778,7 @@ impl Master {
         if let Some(control) = self.control.as_mut() {
             control.expire(&self.events, now);
         }
+        self.on_sweep_time(now);
         self.on_leftovers_time(now);
         self.cgroups.on_time(now);
         self.on_orphans_time(now);
@@ -837,6 +841,7 @@ impl Master {
             .chain(looks)
             .chain(sockets)
             .chain(leftovers)
+            .chain(self.sweep_at)
             .chain(self.pool.deadline(now))
             .chain(self.recycle_deadline())
             .chain(self.resize_deadline(now))

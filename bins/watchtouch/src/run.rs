@@ -20,7 +20,7 @@ use common::exit::{End, Exit};
 use common::output::Output;
 use common::signal::{Received, Sender, Signals};
 use common::wait::{Interest, Loop, Wake};
-use common::watched::{Name, Watched};
+use common::watched::{Name, Unfound, Watched};
 use common::wrap::{self, Wrapped};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::ffi::OsStr;
@@ -125,7 +125,7 @@ struct Watching {
     early: Vec<Sighting>,
     locker: Option<Locker>,
     /// A pid file may lie on a file server that is away.
-    seeker: Aside<Name, std::result::Result<Watched, String>>,
+    seeker: Aside<Name, std::result::Result<Watched, Unfound>>,
     sought: Arc<EventFd>,
     out: Option<Output>,
     /// Lines that wait for a slow reader: one for each file, with its count.
@@ -876,7 +876,8 @@ impl Watching {
                         return;
                     }
                     Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => {
-                        Some(Err(format!("{}: it cannot be read", path.display())))
+                        let why = format!("{}: it cannot be read", path.display());
+                        Some(Err(Unfound::Unseen(why)))
                     }
                     // No thread to be had: better here than not at all.
                     Err(_) => Some(Watched::find(name)),
@@ -914,7 +915,7 @@ impl Watching {
     }
 
     /// With the process that it is about: `None`, nobody has named one.
-    fn act_upon(&mut self, found: Option<std::result::Result<Watched, String>>, now: Instant) {
+    fn act_upon(&mut self, found: Option<std::result::Result<Watched, Unfound>>, now: Instant) {
         let Deed::Signal(signal) = self.plan.deed else {
             return self.start_shell(found, now);
         };
@@ -961,7 +962,7 @@ impl Watching {
         self.first = None;
     }
 
-    fn start_shell(&mut self, found: Option<std::result::Result<Watched, String>>, now: Instant) {
+    fn start_shell(&mut self, found: Option<std::result::Result<Watched, Unfound>>, now: Instant) {
         let Deed::Shell(command) = self.plan.deed.clone() else {
             return;
         };
@@ -970,7 +971,7 @@ impl Watching {
             (None, Some(Ok(watched))) => Some(watched.pid()),
             // The action may be what starts it.
             (None, Some(Err(why))) => {
-                let fields = [("error", why.into())];
+                let fields = [("error", why.to_string().into())];
                 self.say(Level::Debug, events::SIGNAL_FAILED, &fields);
                 None
             }
@@ -1017,7 +1018,7 @@ impl Watching {
     fn send(
         &mut self,
         signal: i32,
-        found: Option<std::result::Result<Watched, String>>,
+        found: Option<std::result::Result<Watched, Unfound>>,
     ) -> std::result::Result<(), String> {
         let pid = match (&self.wrapped, found) {
             (Some(wrapped), _) => {
@@ -1025,7 +1026,7 @@ impl Watching {
                 wrapped.child().pid()
             }
             (None, Some(found)) => {
-                let watched = found?;
+                let watched = found.map_err(|why| why.to_string())?;
                 let sent = watched.signal(signal);
                 sent.map_err(|why| format!("pid {}: {}", watched.pid(), describe(&why)))?;
                 watched.pid()
