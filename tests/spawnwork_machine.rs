@@ -319,6 +319,31 @@ fn without_a_free_descriptor_connections_wait_and_the_master_does_not_spin() {
 
 // Edge case 46.
 #[test]
+fn the_usual_limit_of_descriptors_does_not_limit_the_workers() {
+    let dir = Dir::new();
+    // Four for each of forty are more than 64.
+    let mut master = Run::new("bash")
+        .args(["-c", "ulimit -Sn 64; exec \"$0\" \"$@\"", SPAWNWORK])
+        .args(["-n", "40", "--ready", "alive:50ms", "--nofile", "300"])
+        .args(["--check", "ulimit -Sn >check", "--probation", "50ms"])
+        .args(["--", "sh", "-c", "ulimit -Sn >$WORKER_ID; exec sleep 1000"])
+        .dir(dir.path())
+        .start();
+    master.event("generation-serving");
+    let said = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    assert_eq!((said("0"), said("39")), ("300\n".into(), "300\n".into()));
+    master.signal(Signal::SIGHUP);
+    master.event("reload-started");
+    eventually("the check", || {
+        (dir.path().join("check").exists() && !said("check").is_empty()).then_some(())
+    });
+    assert_eq!(said("check"), "300\n", "as a worker's");
+    assert!(!master.err().join("\n").contains("worker-failed"));
+    assert_eq!(master.stop(), 0);
+}
+
+// Edge case 46.
+#[test]
 fn what_a_worker_left_behind_is_looked_for_again_when_there_are_descriptors() {
     let mut master = Run::new(SPAWNWORK)
         .args(["-n", "1", "--ready", "alive:100ms", "--probation", "100ms"])

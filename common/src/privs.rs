@@ -1,7 +1,7 @@
 //! Users, groups, limits: looked up before any fork, used after it.
 
 use crate::error::{Error, Result};
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Group, Uid};
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -158,6 +158,16 @@ pub fn nofile(wanted: Nofile) -> Result<(u64, u64)> {
             }
         }
     }
+}
+
+/// Raises the soft limit of our own descriptors to the hard one, and says what children are to get back: programs
+/// that use select(2) rely on the usual 1024. `None` when that was not possible; then nothing has changed.
+#[must_use]
+pub fn raise_nofile() -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    crate::sys::inherited_are_below(soft);
+    Some((soft, hard))
 }
 
 /// fs.nr_open: not even root gets more (getrlimit(2)).

@@ -4,6 +4,7 @@ use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// What a child needs between fork and exec, prepared before the fork: the child allocates nothing.
 #[derive(Debug, Default)]
@@ -503,6 +504,16 @@ fn child(
     }
 }
 
+/// Where descriptors end that we were started with; 0: nobody has said so.
+static INHERITED_BELOW: AtomicI32 = AtomicI32::new(0);
+
+/// What we open ourselves is close-on-exec. What we were started with lies below this soft limit, which was ours
+/// before it was raised.
+pub fn inherited_are_below(soft: u64) {
+    let most = RawFd::try_from(soft.clamp(1024, 1 << 20)).unwrap_or(1 << 20);
+    INHERITED_BELOW.store(most, Ordering::Relaxed);
+}
+
 /// Marks everything from `from` on close-on-exec, but for the descriptors that `image` hands down.
 fn close_on_exec_from(from: RawFd, lowest_free: RawFd, image: &Image) -> c_int {
     for fd in from..lowest_free {
@@ -523,10 +534,13 @@ fn close_on_exec_from(from: RawFd, lowest_free: RawFd, image: &Image) -> c_int {
     if done == 0 {
         return 0;
     }
-    // An older kernel: one by one, as far as the limit allows a descriptor to be.
+    // An older kernel: one by one, as far as the limit allows a descriptor to be that is not ours.
     // SAFETY: sysconf(3) reads a limit; fcntl as above.
     unsafe {
-        let most = libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20) as RawFd;
+        let most = match INHERITED_BELOW.load(Ordering::Relaxed) {
+            0 => libc::sysconf(libc::_SC_OPEN_MAX).clamp(1024, 1 << 20) as RawFd,
+            most => most,
+        };
         for fd in lowest_free..most {
             libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }

@@ -360,6 +360,7 @@ pub fn check_image(
             .map(|(number, fd)| (*fd, number as RawFd))
             .collect(),
         lifeline,
+        nofile: Some(plan.nofile),
         directory: generation.directory.as_ref().map(|(fd, _)| fd.as_raw_fd()),
         identity: plan
             .user

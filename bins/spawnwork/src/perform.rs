@@ -326,6 +326,7 @@ impl Master {
             descriptors,
             own_group: true,
             lifeline,
+            nofile: Some(self.plan.nofile),
             identity: self
                 .plan
                 .user

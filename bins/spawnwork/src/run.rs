@@ -186,6 +186,8 @@ pub struct Master {
 /// What was asked for cannot be had on this machine.
 pub fn run(mut plan: Plan) -> Result<Exit> {
     common::fds::ensure_standard()?;
+    // Four descriptors for a worker, and 1024 is the usual limit; workers get what --nofile says.
+    let _ = common::privs::raise_nofile();
     let signals = Signals::block()?;
     let saved = plan.saved.take();
     let listen = std::mem::take(&mut plan.listen);

@@ -7,7 +7,6 @@ use common::error::{Error, Result};
 use common::event::Format;
 use common::exit::Exit;
 use common::socket::UnixRights;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{AccessFlags, access};
 use std::ffi::{CString, OsString};
 use std::net::SocketAddr;
@@ -113,7 +112,8 @@ impl Plan {
             },
             command: order.command,
             candidates,
-            nofile: raise_nofile(),
+            // Six descriptors for a session, and 1024 is the usual limit.
+            nofile: common::privs::raise_nofile(),
             allowed,
             max_clients: order.max_clients as usize,
             idle: (!order.idle.is_zero()).then_some(order.idle),
@@ -130,14 +130,6 @@ impl Plan {
         let program = self.command.first();
         program.map_or_else(String::new, |word| word.to_string_lossy().into_owned())
     }
-}
-
-/// Six descriptors for a session, and 1024 is the usual limit: ours is raised, and the command gets back what
-/// it was.
-fn raise_nofile() -> Option<(u64, u64)> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
-    Some((soft, hard))
 }
 
 /// A command that is not there is said now, and not to each client.
