@@ -189,6 +189,9 @@ fn a_terminal_for_who_has_none() {
     let served = serve(&["--pty"], &["irb", "-f"]);
     let said = served.told(b"puts 40 + 2\n");
     assert!(said.contains("42"), "{said:?}");
+    // It evaluates for longer than the end is typed often.
+    let said = served.told(b"sleep 2; puts 40 + 3\n");
+    assert!(said.contains("43"), "{said:?}");
     // Our own client, too: as a script it has the status.
     let answer = served.eval(&[], "exit!(3)\n");
     assert_eq!(answer.status, 3, "{}", answer.out);

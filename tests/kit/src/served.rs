@@ -7,6 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// The server, in a directory of its own.
 #[derive(Debug)]
@@ -73,9 +74,21 @@ impl Served {
         let mut stream = self.plain();
         stream.write_all(input).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).unwrap();
-        String::from_utf8_lossy(&all).into_owned()
+        let end = Instant::now() + crate::PATIENCE;
+        let (mut all, mut part) = (Vec::new(), [0u8; 65536]);
+        loop {
+            let count = stream.read(&mut part).unwrap();
+            if count == 0 {
+                return String::from_utf8_lossy(&all).into_owned();
+            }
+            all.extend_from_slice(&part[..count]);
+            // One that talks on and on has not come to its end either.
+            assert!(
+                Instant::now() < end,
+                "no end: {}",
+                String::from_utf8_lossy(&all)
+            );
+        }
     }
 
     /// `replsock eval ./s.sock WORDS`

@@ -360,13 +360,14 @@ impl Program {
         });
         // Control-D where it is switched off.
         let letter = letter.filter(|letter| *letter != 0).unwrap_or(4);
-        let (keys, pause) = if soon {
-            (vec![letter], EOF_SOON)
-        } else {
-            // Something may stand before it by now.
-            (vec![b'\n', letter], EOF_LATER)
+        let (key, pause) = match (soon, times % 2) {
+            (true, _) => (letter, EOF_SOON),
+            // Something may stand before it by now. Each by itself: an editor takes keys that come at once for what
+            // was pasted (irb), where a newline ends no input and so the other is no end of it.
+            (false, 0) => (b'\n', EOF_SOON),
+            (false, _) => (letter, EOF_LATER),
         };
-        let _ = self.write(&keys);
+        let _ = self.write(&[key]);
         self.typed_eof = (times + 1, Some(now + pause));
     }
 
