@@ -192,6 +192,9 @@ fn a_terminal_for_who_has_none() {
     // It evaluates for longer than the end is typed often.
     let said = served.told(b"sleep 2; puts 40 + 3\n");
     assert!(said.contains("43"), "{said:?}");
+    // What is not complete is broken off.
+    let said = served.told(b"def never\n");
+    assert!(said.contains("def never"), "{said:?}");
     // Our own client, too: as a script it has the status.
     let answer = served.eval(&[], "exit!(3)\n");
     assert_eq!(answer.status, 3, "{}", answer.out);

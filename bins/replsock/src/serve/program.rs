@@ -30,6 +30,8 @@ pub const USUAL_SIZE: (u16, u16) = (80, 24);
 const EOF_SOON: Duration = Duration::from_millis(100);
 /// So many times.
 const EOF_SOON_TIMES: u32 = 10;
+/// So many keys after the first one, and again and again, Control-C breaks off what it may be in the middle of.
+const EOF_BREAK: u32 = 20;
 /// And then so often.
 const EOF_LATER: Duration = Duration::from_secs(1);
 
@@ -354,18 +356,23 @@ impl Program {
             self.typed_eof = (times + 1, Some(now + EOF_SOON));
             return;
         }
-        let letter = settings.and_then(|settings| {
-            let at = SpecialCharacterIndices::VEOF as usize;
-            settings.control_chars.get(at).copied()
-        });
-        // Control-D where it is switched off.
-        let letter = letter.filter(|letter| *letter != 0).unwrap_or(4);
+        let key = |at: SpecialCharacterIndices, usual: u8| {
+            let all = settings.as_ref().map(|settings| settings.control_chars);
+            let set = all.and_then(|all| all.get(at as usize).copied());
+            // The usual one where it is switched off.
+            set.filter(|key| *key != 0).unwrap_or(usual)
+        };
+        let end = key(SpecialCharacterIndices::VEOF, 4);
         let (key, pause) = match (soon, times % 2) {
-            (true, _) => (letter, EOF_SOON),
+            (true, _) => (end, EOF_SOON),
+            // Its editor does not let go of a statement that is not complete (irb).
+            (false, 0) if !canonical && times % EOF_BREAK == 0 => {
+                (key(SpecialCharacterIndices::VINTR, 3), EOF_SOON)
+            }
             // Something may stand before it by now. Each by itself: an editor takes keys that come at once for what
             // was pasted (irb), where a newline ends no input and so the other is no end of it.
             (false, 0) => (b'\n', EOF_SOON),
-            (false, _) => (letter, EOF_LATER),
+            (false, _) => (end, EOF_LATER),
         };
         let _ = self.write(&[key]);
         self.typed_eof = (times + 1, Some(now + pause));
