@@ -252,7 +252,7 @@ fn times_out(server: &Hostile, phase: &str) {
     let took = Duration::from_secs_f64(took.parse().unwrap());
     // Never earlier; a busy machine may be late, the bench says how late.
     assert!(
-        took >= limit && took < limit + Duration::from_millis(500),
+        took >= limit && took < limit + Duration::from_secs(5),
         "{took:?}"
     );
 }

@@ -149,8 +149,8 @@ fn a_server_that_hangs_holds_nobody_up() {
     let from = Instant::now();
     assert_eq!(watched.running.stop(), 0);
     let took = from.elapsed();
-    // 0.2 s, and as much again for a busy machine.
-    assert!(took < Duration::from_millis(400), "{took:?}");
+    // 0.2 s, and more on a busy machine: the server never answers.
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]
@@ -398,8 +398,8 @@ fn a_pid_file_on_a_server_that_hangs_holds_nobody_up() {
     assert_eq!(runs.stop(), 0);
     assert_eq!(sends.stop(), 0);
     let took = from.elapsed();
-    // 0.2 s each, and as much again for a busy machine.
-    assert!(took < Duration::from_millis(800), "{took:?}");
+    // 0.2 s each, and more on a busy machine: the server never answers.
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 fn holds(dir: &Dir, name: &str, text: &str) {
