@@ -106,7 +106,8 @@ impl Fleet {
         run.start()
     }
 
-    /// What fails is not tried on another host: clients would not see it.
+    /// What fails is not tried on another host: clients would not see it. Nor is an idle connection used again when
+    /// its app may be closing it (examples/nginx).
     fn nginx(&self) -> Running {
         let at = self.dir.path().display();
         let servers: String = (0..HOSTS.len())
@@ -118,7 +119,7 @@ impl Fleet {
                 "daemon off;\nuser www-data;\npid {at}/nginx.pid;\nerror_log stderr;\nevents {{}}\nhttp {{\n\
                  access_log off;\nclient_body_temp_path {at}/body;\nproxy_temp_path {at}/proxy;\n\
                  fastcgi_temp_path {at}/fastcgi;\nuwsgi_temp_path {at}/uwsgi;\nscgi_temp_path {at}/scgi;\n\
-                 upstream shop {{\n{servers}keepalive 32;\n}}\n\
+                 upstream shop {{\n{servers}keepalive 32;\nkeepalive_timeout 1s;\n}}\n\
                  server {{\nlisten unix:{at}/web.sock;\nlocation / {{\nproxy_pass http://shop;\n\
                  proxy_http_version 1.1;\nproxy_set_header Connection \"\";\nproxy_next_upstream off;\n}}\n}}\n}}\n"
             ),
