@@ -1,5 +1,6 @@
 //! The only place that starts a process, and how one is held: by a pidfd, from the first moment.
 
+use crate::error::is_our_want;
 use crate::exit::End;
 use crate::sys::{self, Forked, Image, Reap, Step, Which};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -452,15 +453,6 @@ pub fn leftovers(traces: &[Trace], known: impl Fn(i32) -> bool) -> Leftovers {
         }
     }
     found
-}
-
-/// Nothing was learnt, for lack of descriptors or memory of our own.
-#[must_use]
-pub fn is_our_want(why: &io::Error) -> bool {
-    matches!(
-        why.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
-    )
 }
 
 fn has_all(environment: &[u8], marks: &[String]) -> bool {

@@ -88,6 +88,15 @@ pub fn describe(why: &io::Error) -> String {
     }
 }
 
+/// An error that says nothing of what was looked at: descriptors or memory of our own were lacking.
+#[must_use]
+pub fn is_our_want(why: &io::Error) -> bool {
+    matches!(
+        why.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,8 @@
 //! Another program's process, named by a number or a pid file: held by a pidfd, looked at before it is
 //! trusted, and never signalled by a bare number.
 
-use crate::child::{Peer, is_our_want, read_stat, stat};
-use crate::error::describe;
+use crate::child::{Peer, read_stat, stat};
+use crate::error::{describe, is_our_want};
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
