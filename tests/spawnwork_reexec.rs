@@ -28,13 +28,19 @@ fn installed(dir: &Dir) -> PathBuf {
     path
 }
 
-/// As a package manager does it: another file under the same name.
+/// As a package manager does it: another file under the same name, and by another process. While this one had it
+/// open for writing, a child that another of our threads forks would have it too, and nobody could execute it.
 fn replace(path: &Path, text: Option<&str>) {
-    let new = path.with_extension("new");
-    match text {
-        Some(text) => std::fs::write(&new, text).unwrap(),
-        None => drop(std::fs::copy(env!("CARGO_BIN_EXE_spawnwork"), &new).unwrap()),
-    }
+    let (new, source) = (path.with_extension("new"), path.with_extension("source"));
+    let source = match text {
+        Some(text) => {
+            std::fs::write(&source, text).unwrap();
+            source
+        }
+        None => PathBuf::from(env!("CARGO_BIN_EXE_spawnwork")),
+    };
+    let copy = Run::new("cp").args([&source, &new]).finish();
+    assert_eq!(copy.status, 0, "{}", copy.err);
     std::fs::set_permissions(&new, PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::rename(new, path).unwrap();
 }

@@ -115,10 +115,22 @@ impl Run {
             command.current_dir(dir);
         }
         command.stdout(self.out.unwrap_or_else(Stdio::piped));
-        let mut child = command
-            .stderr(self.err.unwrap_or_else(Stdio::piped))
-            .spawn()
-            .unwrap_or_else(|why| panic!("start {}: {why}", self.program.display_lossy()));
+        command.stderr(self.err.unwrap_or_else(Stdio::piped));
+        // Nobody can execute what is open for writing: what we have just written is, in a child that another of our
+        // threads has forked in that moment, until its exec.
+        let end = Instant::now() + PATIENCE;
+        let mut child = loop {
+            match command.spawn() {
+                Ok(child) => break child,
+                Err(why)
+                    if why.kind() == std::io::ErrorKind::ExecutableFileBusy
+                        && Instant::now() < end =>
+                {
+                    std::thread::yield_now();
+                }
+                Err(why) => panic!("start {}: {why}", self.program.display_lossy()),
+            }
+        };
         let out = Collected::of(child.stdout.take());
         let err = Collected::of(child.stderr.take());
         Running {
