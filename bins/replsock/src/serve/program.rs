@@ -30,10 +30,11 @@ pub const USUAL_SIZE: (u16, u16) = (80, 24);
 const EOF_SOON: Duration = Duration::from_millis(100);
 /// So many times.
 const EOF_SOON_TIMES: u32 = 10;
-/// So many keys after the first one, and again and again, Control-C breaks off what it may be in the middle of.
-const EOF_BREAK: u32 = 20;
-/// And then so often.
+/// And then so often, with a newline before it.
 const EOF_LATER: Duration = Duration::from_secs(1);
+/// Of these keys each one whose number this divides is a Control-C instead of the newline, for a command that edits its
+/// lines: it breaks off what that may be in the middle of. An even number, as a newline's is.
+const EOF_BREAK: u32 = 20;
 
 /// What it is given.
 #[derive(Clone, Debug)]
